@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The child: the first process of the container, from clone3 to execve.
+ *
+ * It is a copy of the launcher in fresh namespaces, so it holds no memory of the caller, and it
+ * is not dumpable: nothing that it shares a namespace with can read or trace it. It goes through
+ * CHILD_SEQUENCE from top to bottom; the order is the security of the whole and lives nowhere
+ * else. What differs between containers is data: flags and arrays of the request.
+ */
+#include "internal.h"
+
+enum { PIVOT_PATH_SIZE = 4096 };
+
+struct child {
+    const struct request *request;
+    const struct start *start;
+    struct progress *progress;
+    int sync;
+    int trees[MAX_SOURCES];
+    struct filesystem filesystem;
+};
+
+static const char *text(const struct child *child, uint32_t offset)
+{
+    return string_at(child->request->bytes, offset);
+}
+
+/* Close what the launcher had open, but for `keep` (ascending): the channels of other containers
+ * are nobody else's business, and a copy of them would hide their end. */
+static long close_all_but(const int *keep, uint32_t count)
+{
+    uint32_t from = FD_CALLER; /* 0 to 2 are /dev/null */
+    long result = 0;
+    for (uint32_t i = 0; i < count && result == 0; i++) {
+        if ((uint32_t)keep[i] > from)
+            result = sys(NR_CLOSE_RANGE, from, (uint32_t)keep[i] - 1, 0);
+        from = (uint32_t)keep[i] + 1;
+    }
+    return result < 0 ? result : sys(NR_CLOSE_RANGE, from, ~0u, 0);
+}
+
+static long drop_foreign_fds(const struct child *child)
+{
+    int keep[STDIO_COUNT + 1] = {child->sync};
+    for (uint32_t i = 0; i < STDIO_COUNT; i++) {
+        uint32_t at = i + 1;
+        for (; at > 0 && keep[at - 1] > child->request->stdio[i]; at--)
+            keep[at] = keep[at - 1];
+        keep[at] = child->request->stdio[i];
+    }
+    return close_all_but(keep, STDIO_COUNT + 1);
+}
+
+static long launcher_lives(const struct child *child)
+{
+    struct pollfd_record poll = {.fd = child->sync};
+    struct {
+        int64_t seconds, nanoseconds;
+    } now = {0, 0};
+    long result = sys(__NR_ppoll, &poll, 1, &now, 0, 0);
+    return result < 0 ? result : poll.revents & POLLHUP ? -EPIPE : 0;
+}
+
+/* The parent's death signal, and after it the look whether the parent died before. */
+static long die_with_launcher(const struct child *child)
+{
+    long result = sys(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    return result < 0 ? result : launcher_lives(child);
+}
+
+static long await_launcher(struct child *child)
+{
+    static struct message message;
+    uint32_t received = 0;
+    uint8_t byte;
+    long result = die_with_launcher(child);
+    if (result == 0)
+        result = drop_foreign_fds(child);
+    while (result == 0) {
+        result = receive_message(child->sync, &byte, 1, 0, &message);
+        if (result < 0)
+            return result;
+        for (uint32_t i = 0; i < message.fd_count && received < MAX_SOURCES; i++)
+            child->trees[received++] = message.fds[i];
+        if (received >= child->start->source_count)
+            break;
+    }
+    return result;
+}
+
+static long enter_session(struct child *child)
+{
+    long result = sys(__NR_setsid, 0);
+    (void)child;
+    if (result < 0)
+        return result;
+    result = sys(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0);
+    /* A kernel without keyrings, or an outer container that denies them to us and so to what we
+     * start: there is no keyring to reach. Anything else would leave the caller's in place. */
+    return result == -ENOSYS || result == -EPERM || result >= 0 ? 0 : result;
+}
+
+/* Until here the ids are the caller's, which own files of the host. setresuid also clears
+ * the death signal, hence once more. */
+static long become_root_of_namespace(struct child *child)
+{
+    long result = 0;
+    if (child->start->flags & START_FRESH_USER) {
+        result = sys(__NR_setresgid, 0, 0, 0);
+        if (result == 0)
+            result = sys(__NR_setresuid, 0, 0, 0);
+    }
+    if (result == 0)
+        result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    return result < 0 ? result : die_with_launcher(child);
+}
+
+static long raise_loopback(struct child *child)
+{
+    struct {
+        char name[16];
+        int16_t flags;
+        char rest[22];
+    } interface = {.name = "lo", .flags = IFF_UP};
+    long socket, result;
+    if ((child->start->flags & START_LOOPBACK) == 0)
+        return 0;
+    socket = sys(__NR_socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (socket < 0)
+        return socket;
+    result = sys(__NR_ioctl, socket, SIOCSIFFLAGS, &interface);
+    (void)close_fd((int)socket);
+    return result;
+}
+
+static long set_hostname(struct child *child)
+{
+    const char *name = text(child, child->start->hostname);
+    size_t size = 0;
+    while (name[size] != 0)
+        size++;
+    return size == 0 ? 0 : sys(__NR_sethostname, name, size);
+}
+
+static long make_filesystem(struct child *child)
+{
+    long result = 0;
+    (void)sys(__NR_umask, 0); /* modes are what the rows say; cannot fail */
+    if (child->start->flags & START_PRIVATE)
+        result = sys(__NR_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
+    child->filesystem.request = child->request;
+    child->filesystem.trees = child->trees;
+    if (result == 0)
+        result = build_filesystem(&child->filesystem);
+    child->progress->row = child->filesystem.row;
+    return result;
+}
+
+/* pivot_root(".", ".") stacks the old root on the new one, where it is taken away at once. */
+static long enter_root(struct child *child)
+{
+    long result = sys(__NR_fchdir, child->filesystem.mounts[0]);
+    if (result < 0)
+        return result;
+    if (child->start->flags & START_CHROOT) {
+        result = sys(__NR_chroot, ".");
+    } else {
+        result = sys(__NR_pivot_root, ".", ".");
+        if (result == 0)
+            result = sys(__NR_umount2, ".", MNT_DETACH);
+    }
+    return result < 0 ? result : sys(__NR_chdir, "/");
+}
+
+/* A copy of a mount namespace that belongs to a lesser user namespace has every flag locked, for
+ * us too. So: let a helper make such a copy, and move into it. With CAP_SYS_ADMIN a container
+ * could otherwise take "read-only" and "nodev" off again. */
+static long lock_mounts(struct child *child)
+{
+    int helper_fd = -1;
+    struct clone_args args = {.flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_PIDFD,
+                              .pidfd = (uint64_t)(uintptr_t)&helper_fd,
+                              .exit_signal = SIGCHLD};
+    long result, helper;
+    if ((child->start->flags & START_LOCK_MOUNTS) == 0)
+        return 0;
+    /* setns asks for the right to trace the helper; nobody else is in here yet to use it. */
+    result = sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    if (result < 0)
+        return result;
+    helper = sys(NR_CLONE3, &args, sizeof args);
+    if (helper == 0)
+        for (;;)
+            (void)sys(__NR_ppoll, 0, 0, 0, 0, 0); /* until it is killed */
+    if (helper < 0)
+        return helper;
+    result = sys(__NR_setns, helper_fd, CLONE_NEWNS);
+    (void)sys(NR_PIDFD_SEND_SIGNAL, helper_fd, SIGKILL, 0, 0); /* it lives: we have not waited */
+    (void)sys(__NR_wait4, helper, 0, WALL, 0);                 /* as above */
+    (void)close_fd(helper_fd);
+    if (result == 0)
+        result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    return result < 0 ? result : sys(__NR_chdir, "/");
+}
+
+static long wait_at_gate(struct child *child)
+{
+    static struct message message;
+    uint8_t byte = 0;
+    long result;
+    if ((child->start->flags & START_GATE) == 0)
+        return 0;
+    result = send_message(child->sync, &byte, 1, 0, 0);
+    return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
+}
+
+static long set_rlimits(struct child *child)
+{
+    const struct limit *limits = span_at(child->request->bytes, child->start->rlimits);
+    for (uint32_t i = 0; i < child->start->rlimits.count; i++) {
+        struct rlimit_pair pair = {limits[i].soft, limits[i].hard};
+        long result = sys(__NR_prlimit64, 0, limits[i].resource, &pair, 0);
+        if (result < 0) {
+            child->progress->row = (int32_t)i;
+            return result;
+        }
+    }
+    return 0;
+}
+
+static long drop_bounding(struct child *child)
+{
+    for (int capability = 0; capability < 64; capability++) {
+        long result;
+        if (child->start->bounding >> capability & 1)
+            continue;
+        result = sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0);
+        if (result == -EINVAL) /* past the last one that this kernel has */
+            return 0;
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static long set_ids(struct child *child)
+{
+    const struct start *start = child->start;
+    long result = 0;
+    (void)sys(__NR_umask, start->umask); /* cannot fail */
+    if (start->flags & START_SET_GROUPS)
+        result =
+            sys(__NR_setgroups, start->groups.count, span_at(child->request->bytes, start->groups));
+    if (result == 0)
+        result = sys(__NR_setresgid, start->gid, start->gid, start->gid);
+    if (result == 0) /* the next step sets what is left of them, explicitly */
+        result = sys(__NR_prctl, PR_SET_KEEPCAPS, 1, 0, 0, 0);
+    if (result == 0)
+        result = sys(__NR_setresuid, start->uid, start->uid, start->uid);
+    /* A change of ids makes the process dumpable by the sysctl and clears the death signal. */
+    if (result == 0)
+        result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    return result < 0 ? result : die_with_launcher(child);
+}
+
+static long set_capabilities(struct child *child)
+{
+    const struct start *start = child->start;
+    struct capability_header header = {CAPABILITY_VERSION_3, 0};
+    struct capability_data data[2];
+    long result;
+    for (int half = 0; half < 2; half++) {
+        data[half].effective = (uint32_t)(start->effective >> (32 * half));
+        data[half].permitted = (uint32_t)(start->permitted >> (32 * half));
+        data[half].inheritable = (uint32_t)(start->inheritable >> (32 * half));
+    }
+    result = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    if (result == 0)
+        result = sys(__NR_capset, &header, data);
+    for (int capability = 0; capability < 64 && result == 0; capability++)
+        if (start->ambient >> capability & 1)
+            result = sys(__NR_prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+    return result;
+}
+
+static long forbid_new_privileges(struct child *child)
+{
+    if ((child->start->flags & START_NO_NEW_PRIVS) == 0)
+        return 0;
+    return sys(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+/* With the ids of the process, and never through a magic link: one of those leads out. */
+static long enter_cwd(struct child *child)
+{
+    static char path[PIVOT_PATH_SIZE];
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                           .resolve = RESOLVE_NO_MAGICLINKS};
+    long fd = sys(NR_OPENAT2, AT_FDCWD, text(child, child->start->cwd), &how, sizeof how);
+    long result;
+    if (fd < 0)
+        return fd;
+    result = sys(__NR_fchdir, fd);
+    (void)close_fd((int)fd);
+    if (result == 0)
+        result = sys(__NR_getcwd, path, sizeof path);
+    return result < 0 ? result : path[0] == '/' ? 0 : -EXDEV; /* "(unreachable)..." */
+}
+
+static long place_fds(struct child *child)
+{
+    for (int i = 0; i < STDIO_COUNT; i++) {
+        long result = sys(__NR_dup3, child->request->stdio[i], i, 0);
+        if (result < 0)
+            return result;
+    }
+    /* All are close-on-exec already; a host fd in a container is worth a second lock. */
+    return sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
+}
+
+static long make_strings(const struct child *child, struct span span, const char ***ret_strings)
+{
+    const uint32_t *offsets = span_at(child->request->bytes, span);
+    long memory = sys(__NR_mmap, 0, (span.count + 1) * sizeof(char *), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory < 0 && memory > -4096)
+        return memory;
+    *ret_strings = (const char **)memory; /* zeroed: the last one is NULL */
+    for (uint32_t i = 0; i < span.count; i++)
+        (*ret_strings)[i] = text(child, offsets[i]);
+    return 0;
+}
+
+/* Try the candidates as execvpe does: on to the next where one is absent or forbidden, and
+ * "forbidden" is what is told when none could be run. */
+static long execute_any(struct child *child, const char **args, const char **env)
+{
+    const uint32_t *programs = span_at(child->request->bytes, child->start->programs);
+    long told = -ENOENT;
+    for (uint32_t i = 0; i < child->start->programs.count; i++) {
+        const char *program = text(child, programs[i]);
+        long error = sys(__NR_execve, program, args, env);
+        /* ENOENT for a file that is there: its interpreter is missing. */
+        int found = error == -ENOENT && sys(__NR_faccessat, AT_FDCWD, program, 0) == 0;
+        if (!found && (error == -ENOENT || error == -ENOTDIR))
+            continue;
+        told = error;
+        child->progress->row = (int32_t)i;
+        child->progress->value = found;
+        if (error != -EACCES)
+            break;
+    }
+    return told;
+}
+
+static long execute(struct child *child)
+{
+    const char **args, **env;
+    uint64_t no_signals = 0;
+    long result = make_strings(child, child->start->args, &args);
+    if (result == 0)
+        result = make_strings(child, child->start->env, &env);
+    if (result == 0)
+        result = sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
+    return result < 0 ? result : execute_any(child, args, env);
+}
+
+static const struct {
+    enum step step;
+    long (*run)(struct child *child);
+} CHILD_SEQUENCE[] = {
+    {STEP_SYNC, await_launcher},
+    {STEP_SESSION, enter_session},
+    {STEP_SETUP_IDS, become_root_of_namespace},
+    {STEP_NETWORK, raise_loopback},
+    {STEP_HOSTNAME, set_hostname},
+    {STEP_FILESYSTEM, make_filesystem},
+    {STEP_PIVOT, enter_root},
+    {STEP_LOCK_MOUNTS, lock_mounts},
+    {STEP_GATE, wait_at_gate},
+    {STEP_RLIMITS, set_rlimits},
+    {STEP_BOUNDING, drop_bounding},
+    {STEP_IDS, set_ids},
+    {STEP_CAPABILITIES, set_capabilities},
+    {STEP_NO_NEW_PRIVS, forbid_new_privileges},
+    {STEP_CWD, enter_cwd},
+    {STEP_FDS, place_fds},
+    {STEP_EXEC, execute},
+};
+
+_Noreturn void run_child(struct request *request, struct progress *progress, int sync)
+{
+    static struct child child;
+    child.request = request;
+    child.start = request->start;
+    child.progress = progress;
+    child.sync = sync;
+    for (size_t i = 0; i < sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]; i++) {
+        long result;
+        result = begin_step(progress, child.start, CHILD_SEQUENCE[i].step);
+        if (result == 0)
+            result = CHILD_SEQUENCE[i].run(&child);
+        if (result < 0) {
+            progress->error = (int32_t)-result;
+            exit_process(1);
+        }
+    }
+    exit_process(1); /* execve does not come back with success */
+}

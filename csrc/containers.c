@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Containers: from their slot in the table to the report of their end. */
+#include "state.h"
+
+/* A report that the other side does not take is lost: its reader is gone. */
+void send_report(int channel, const struct report *report, int fd)
+{
+    if (channel >= 0)
+        (void)send_message(channel, report, sizeof *report, &fd, fd >= 0);
+}
+
+void report_failure(int channel, enum step step, long result)
+{
+    struct report report = {
+        .kind = REPORT_FAILED, .step = step, .error = (int32_t)-result, .row = -1};
+    send_report(channel, &report, -1);
+}
+
+void kill_container(const struct container *container, int signal)
+{
+    (void)sys(NR_PIDFD_SEND_SIGNAL, container->pidfd, signal, 0, 0); /* or it is dead already */
+}
+
+static void close_sync(struct container *container)
+{
+    if (container->sync >= 0)
+        (void)close_fd(container->sync); /* leaves the epoll set with it */
+    container->sync = -1;
+    if (container->page != NULL)
+        (void)sys(__NR_munmap, container->page, sizeof *container->page); /* ours, and whole */
+    container->page = NULL;
+}
+
+static void free_container(struct container *container)
+{
+    close_sync(container);
+    if (container->pidfd >= 0)
+        (void)close_fd(container->pidfd);
+    if (container->channel >= 0)
+        (void)close_fd(container->channel);
+    container->phase = PHASE_FREE;
+    launcher.alive--;
+}
+
+static void report_start(struct container *container, enum report_kind kind)
+{
+    struct report report = {.kind = kind, .pid = container->pid, .row = -1};
+    int carries_fd = container->phase == PHASE_STARTING;
+    send_report(container->channel, &report, carries_fd ? container->pidfd : -1);
+}
+
+/* The sync socket has ended: the page tells whether by execve. */
+static void settle_start(struct container *container)
+{
+    if (container->phase == PHASE_FAILED || container->sync < 0)
+        return;
+    if (container->page->step == STEP_EXEC && container->page->error == 0) {
+        report_start(container, REPORT_STARTED);
+        container->phase = PHASE_RUNNING;
+    } else {
+        container->failure = *container->page;
+        container->phase = PHASE_FAILED;
+        kill_container(container, SIGKILL);
+    }
+    close_sync(container);
+}
+
+void handle_sync(struct container *container)
+{
+    uint8_t byte;
+    long result = receive_message(container->sync, &byte, 1, MSG_DONTWAIT, &launcher.message);
+    if (result == -EAGAIN)
+        return;
+    if (result < 0) {
+        settle_start(container);
+        return;
+    }
+    if (container->phase == PHASE_STARTING) {
+        report_start(container, REPORT_CREATED);
+        container->phase = PHASE_CREATED;
+    }
+}
+
+void handle_channel(struct container *container)
+{
+    struct command command = {0, 0};
+    long result = receive_message(container->channel, &command, sizeof command, MSG_DONTWAIT,
+                                  &launcher.message);
+    close_fds(launcher.message.fds, launcher.message.fd_count); /* no command has any */
+    if (result == -EAGAIN)
+        return;
+    if (result < 0) { /* nobody holds the other end any more */
+        (void)close_fd(container->channel);
+        container->channel = -1;
+        kill_container(container, SIGKILL);
+    } else if (command.op == COMMAND_SIGNAL) {
+        kill_container(container, command.value);
+    } else if (command.op == COMMAND_START && container->phase == PHASE_CREATED) {
+        (void)send_message(container->sync, "", 1, 0, 0); /* fails if it died: SIGCHLD tells */
+    }
+}
+
+static uint64_t microseconds(struct timeval_pair time)
+{
+    return (uint64_t)time.seconds * 1000000 + (uint64_t)time.microseconds;
+}
+
+static void report_exit(struct container *container, uint32_t status,
+                        const struct rusage_record *usage)
+{
+    int failed = container->phase == PHASE_FAILED;
+    struct report report = {
+        .kind = failed ? REPORT_FAILED : REPORT_EXITED,
+        .pid = container->pid,
+        .step = container->failure.step,
+        .error = container->failure.error,
+        .row = failed ? container->failure.row : -1,
+        .value = container->failure.value,
+        .wait_status = status,
+        .user_time = microseconds(usage->user),
+        .system_time = microseconds(usage->system),
+        .max_rss = (uint64_t)usage->max_rss * 1024,
+    };
+    send_report(container->channel, &report, -1);
+}
+
+/* Reap whatever has ended, in any order. */
+void handle_children(void)
+{
+    uint8_t info[128];
+    (void)sys(__NR_read, launcher.child_signal, info, sizeof info); /* only wakes us */
+    for (;;) {
+        struct rusage_record usage;
+        uint32_t status = 0;
+        long pid = sys(__NR_wait4, -1, &status, WNOHANG | WALL, &usage);
+        if (pid <= 0)
+            return;
+        for (uint32_t i = 0; i < launcher.highest; i++) {
+            struct container *container = &launcher.containers[i];
+            if (container->phase == PHASE_FREE || container->pid != pid)
+                continue;
+            settle_start(container);
+            report_exit(container, status, &usage);
+            free_container(container);
+        }
+    }
+}
+
+struct container *find_slot(void)
+{
+    for (uint32_t i = 0; i < MAX_CONTAINERS; i++)
+        if (launcher.containers[i].phase == PHASE_FREE) {
+            launcher.highest = i < launcher.highest ? launcher.highest : i + 1;
+            return &launcher.containers[i];
+        }
+    return NULL;
+}

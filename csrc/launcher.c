@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Theory of operation
+ *
+ * caller    A Python process of any size, with any number of threads. Starts the launcher once
+ *           (spawn.c) and then sends it one message per container.
+ * launcher  This program: freestanding, single-threaded, a few pages, not dumpable, run from a
+ *           sealed memfd. It shares the caller's namespaces and rights, and nothing of its memory.
+ *           It clones children, writes their maps, copies mount sources, reaps, reports.
+ * child     A copy of the launcher in fresh namespaces (child.c). Becomes the container's first
+ *           process by execve.
+ *
+ * File descriptors of the launcher
+ *   0-2  /dev/null
+ *   3    FD_CALLER: SOCK_SEQPACKET to the caller; every message is one request, with its fds
+ *   4    FD_CALLER_PIDFD: readable when the caller is dead
+ *   5    FD_CALLER_STATUS: the caller's /proc/self/status, as the caller opened it
+ *   per container: its channel (SOCK_SEQPACKET; commands in, reports out; its end means that
+ *   nobody wants the container any more), its pidfd, and until execve the sync socket, whose
+ *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
+ *
+ * Sync points of a start
+ *   launcher -> child   maps and mount copies are ready (fds of the copies)     STEP_SYNC
+ *   child -> launcher   the container is created (one byte)                     STEP_GATE
+ *   launcher -> child   start (one byte)                                        STEP_GATE
+ *   child -> launcher   EOF: execve, or death
+ *
+ * Ends
+ *   The caller dies (pidfd), or closes its socket: every container is killed and reaped, then
+ *   the launcher ends. The launcher dies: its children get SIGKILL by their death signal. The
+ *   caller's rights change: requests are refused from then on, and the launcher ends with its
+ *   last container.
+ */
+#include "state.h"
+
+struct launcher launcher;
+
+long watch(int fd, enum event event, uint32_t slot)
+{
+    struct epoll_record record = {EPOLLIN, (uint64_t)event << 32 | slot};
+    return sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_ADD, fd, &record);
+}
+
+/* The lock belongs to the open file, and only the launcher ever has that file open: it ends with
+ * the launcher, however that ends. One byte of the file per range of 65536 host ids. */
+static long lease_range(const struct lease *lease, const uint8_t *bytes)
+{
+    static int lock_file = -1; /* kept open: closing it would give every range back */
+    if (lock_file < 0) {
+        long fd = sys(__NR_openat, AT_FDCWD, string_at(bytes, lease->path),
+                      O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (fd < 0)
+            return fd;
+        lock_file = (int)fd;
+    }
+    for (uint32_t i = 0; i < lease->count; i++) {
+        uint32_t offset = (lease->start - lease->first + i) % lease->count;
+        uint32_t slot = lease->first + offset;
+        struct flock_record lock = {.type = F_WRLCK, .start = slot, .length = 1};
+        long result;
+        if (launcher.leased[slot / 8] >> slot % 8 & 1)
+            continue;
+        result = sys(__NR_fcntl, lock_file, F_OFD_SETLK, &lock);
+        if (result == -EAGAIN || result == -EACCES)
+            continue;
+        if (result < 0)
+            return result;
+        launcher.leased[slot / 8] |= (uint8_t)(1u << slot % 8);
+        return slot;
+    }
+    return -EAGAIN;
+}
+
+static void handle_lease(size_t size)
+{
+    const struct lease *lease = (const struct lease *)launcher.buffer;
+    struct report report = {.kind = REPORT_LEASED, .row = -1};
+    long result = check_lease(lease, launcher.buffer, size);
+    if (result == 0)
+        result = check_rights();
+    if (result == 0)
+        result = lease_range(lease, launcher.buffer);
+    report.value = (int32_t)result;
+    if (result < 0)
+        report_failure(launcher.message.fds[0], launcher.retired ? STEP_RIGHTS : STEP_LEASE,
+                       result);
+    else
+        send_report(launcher.message.fds[0], &report, -1);
+    close_fds(launcher.message.fds, launcher.message.fd_count);
+}
+
+static void end_everything(void)
+{
+    launcher.ending = 1;
+    for (uint32_t i = 0; i < launcher.highest; i++)
+        if (launcher.containers[i].phase != PHASE_FREE)
+            kill_container(&launcher.containers[i], SIGKILL);
+}
+
+static void handle_caller(void)
+{
+    uint32_t op = 0;
+    long result = receive_message(FD_CALLER, launcher.buffer, sizeof launcher.buffer, MSG_DONTWAIT,
+                                  &launcher.message);
+    if (result == -EAGAIN)
+        return;
+    if (result == -EPIPE) {
+        (void)sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_DEL, FD_CALLER, 0);
+        if (launcher.retired)
+            launcher.closed = 1; /* given up by a caller that goes on with another launcher */
+        else
+            end_everything();
+        return;
+    }
+    if (launcher.message.fd_count == 0) /* nobody to answer */
+        return;
+    if (result == 0 && launcher.message.size >= sizeof op)
+        memcpy(&op, launcher.buffer, sizeof op);
+    if (op == REQUEST_START) {
+        handle_start(&launcher.message);
+    } else if (op == REQUEST_LEASE) {
+        handle_lease(launcher.message.size);
+    } else {
+        report_failure(launcher.message.fds[0], STEP_REQUEST, result < 0 ? result : -EINVAL);
+        close_fds(launcher.message.fds, launcher.message.fd_count);
+    }
+}
+
+static void handle_event(uint64_t data)
+{
+    struct container *container = &launcher.containers[data & 0xffffffff];
+    switch ((enum event)(data >> 32)) {
+    case EVENT_CALLER:
+        handle_caller();
+        break;
+    case EVENT_CALLER_DEATH:
+        (void)sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_DEL, FD_CALLER_PIDFD, 0);
+        end_everything();
+        break;
+    case EVENT_CHILD:
+        handle_children();
+        break;
+    case EVENT_CHANNEL:
+        handle_channel(container);
+        break;
+    case EVENT_SYNC:
+        handle_sync(container);
+        break;
+    }
+}
+
+static void reset_signals(void)
+{
+    struct sigaction_record standard = {0, 0, 0, 0};
+    for (int signal = 1; signal <= SIGNAL_MAX; signal++) /* KILL and STOP say EINVAL */
+        (void)sys(__NR_rt_sigaction, signal, &standard, 0, sizeof standard.mask);
+}
+
+static long set_up(void)
+{
+    uint64_t every_signal = ~0ull, child = 1ull << (SIGCHLD - 1);
+    struct rlimit_pair files;
+    long result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    if (result < 0)
+        return result;
+    (void)sys(__NR_prctl, PR_SET_NAME, "container-launcher", 0, 0, 0); /* for ps; cut to 15 */
+    (void)sys(__NR_rt_sigprocmask, SIG_SETMASK, &every_signal, 0, sizeof every_signal);
+    reset_signals();
+    (void)sys(__NR_setsid, 0);  /* fails only where it is not needed */
+    (void)sys(__NR_chdir, "/"); /* so as not to hold the caller's directory */
+    if (sys(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, &files) == 0) {
+        files.soft = files.hard; /* two per container; children get the caller's limit */
+        (void)sys(__NR_prlimit64, 0, RLIMIT_NOFILE, &files, 0);
+    }
+    result = remember_rights();
+    if (result < 0)
+        return result;
+    launcher.epoll = (int)sys(__NR_epoll_create1, EPOLL_CLOEXEC);
+    launcher.child_signal =
+        (int)sys(__NR_signalfd4, -1, &child, sizeof child, SFD_CLOEXEC | SFD_NONBLOCK);
+    result = watch(launcher.child_signal, EVENT_CHILD, 0);
+    if (result == 0)
+        result = watch(FD_CALLER, EVENT_CALLER, 0);
+    if (result == 0)
+        result = watch(FD_CALLER_PIDFD, EVENT_CALLER_DEATH, 0);
+    return result;
+}
+
+_Noreturn void launcher_main(void)
+{
+    if (set_up() < 0)
+        exit_process(1);
+    /* One event at a time: handling one may free the container that the next would name. */
+    while (launcher.alive > 0 || !(launcher.ending || launcher.closed)) {
+        struct epoll_record record;
+        long count = sys(__NR_epoll_pwait, launcher.epoll, &record, 1, -1, 0, 0);
+        if (count == 1)
+            handle_event(record.data);
+        else if (count != -EINTR)
+            exit_process(1); /* children die with us */
+    }
+    exit_process(0);
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract between Python and the launcher.
+ *
+ * Enums and flat structs only: build_ffi.py feeds this file, less its '#' lines, to cffi's cdef,
+ * and the C compiler reads it as it is, so that no number is written down twice.
+ * A struct crosses the boundary as bytes. Offsets are bytes from the start of the request; a
+ * string is an offset to a NUL-terminated run, and the last byte of a request is always NUL.
+ */
+#ifndef CONTAINER_LAUNCHER_H
+#define CONTAINER_LAUNCHER_H
+#include <stdint.h>
+
+/* Every step of a start, in the order in which they happen. Errors carry one of these. */
+enum step {
+    STEP_NONE,
+    /* the launcher's part */
+    STEP_REQUEST, /* decode and check the request */
+    STEP_RIGHTS,  /* the caller still has the rights that the launcher has */
+    STEP_LEASE,   /* lock a range of host ids */
+    STEP_CLONE,   /* clone3 into the new namespaces */
+    STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */
+    STEP_SOURCES, /* detached, idmapped copies of mount sources (row) */
+    /* the child's part */
+    STEP_SYNC,      /* wait for the maps; die with the launcher */
+    STEP_SESSION,   /* new session, anonymous session keyring */
+    STEP_SETUP_IDS, /* become root of the new user namespace */
+    STEP_NETWORK,   /* loopback up */
+    STEP_HOSTNAME,
+    STEP_FILESYSTEM,  /* the rows (row) */
+    STEP_PIVOT,       /* the root becomes /, the old one goes */
+    STEP_LOCK_MOUNTS, /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
+    STEP_GATE,        /* created: wait for the word to start */
+    STEP_RLIMITS,
+    STEP_BOUNDING, /* drop the bounding set while CAP_SETPCAP is there */
+    STEP_IDS,      /* groups, gid, uid of the process */
+    STEP_CAPABILITIES,
+    STEP_NO_NEW_PRIVS,
+    STEP_CWD,
+    STEP_FDS, /* stdio in place, everything else close-on-exec */
+    STEP_EXEC,
+    STEP_COUNT
+};
+
+enum request_op { REQUEST_START = 1, REQUEST_LEASE = 2 };
+
+enum start_flag {
+    START_IN_MEMFD = 1u << 0,       /* the request's bytes are in the sealed memfd fds[1] */
+    START_GATE = 1u << 1,           /* stop at STEP_GATE until COMMAND_START */
+    START_FRESH_USER = 1u << 2,     /* new user namespace: write the maps, take its ids */
+    START_DENY_SETGROUPS = 1u << 3, /* rootless: setgroups denied before gid_map */
+    START_SET_GROUPS = 1u << 4,     /* set the supplementary groups */
+    START_LOOPBACK = 1u << 5,
+    START_LOCK_MOUNTS = 1u << 6,
+    START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
+    START_NO_NEW_PRIVS = 1u << 8,
+    START_PRIVATE = 1u << 9 /* no user namespace: cut the propagation of mounts by hand */
+};
+
+enum row_op {
+    ROW_BIND = 1, /* a copy of a mount: of a source fd by the launcher, or of a path by the child */
+    ROW_MOUNT,    /* a new file system: source is the type, data its options */
+    ROW_DIRECTORY,
+    ROW_FILE,   /* a new regular file with data as content */
+    ROW_SYMLINK /* source is what it says */
+};
+
+enum row_flag {
+    ROW_RECURSIVE = 1u << 0,      /* with submounts; attributes apply to all of them */
+    ROW_IDMAP = 1u << 1,          /* host root's files show as root inside */
+    ROW_CHECK_INODE = 1u << 2,    /* the path must still be the inode that Python opened */
+    ROW_CHECK_DEVICE = 1u << 3,   /* the source must be this character device */
+    ROW_MAKE_DIRECTORY = 1u << 4, /* make a missing target, a directory */
+    ROW_MAKE_FILE = 1u << 5,      /* make a missing target, an empty file */
+    ROW_NO_SYMLINKS = 1u << 6,    /* refuse a target with a symbolic link in its path */
+    ROW_IDMAP_OPTIONAL = 1u << 7  /* go on where the file system cannot be idmapped */
+};
+
+enum limits { MAX_ROWS = 2048, MAX_FDS = 250, MAX_REQUEST = 16777216, MAX_INLINE = 131072 };
+
+struct span {
+    uint32_t offset;
+    uint32_t count;
+};
+
+/* One line of the file system. Row 0 makes the root. */
+struct row {
+    uint32_t op;
+    uint32_t flags;
+    uint32_t base;     /* row whose mount the target lies in */
+    uint32_t target;   /* string: path below base */
+    uint32_t source;   /* string: path, file system type or link text */
+    int32_t source_fd; /* index of a source fd of the request, or -1 */
+    struct span data;  /* ROW_FILE: bytes; ROW_MOUNT: key NUL value NUL ..., "" value: a flag */
+    uint32_t mode;
+    uint32_t attributes;   /* MOUNT_ATTR_* to set */
+    uint32_t device_major; /* ROW_CHECK_DEVICE: its number; ROW_CHECK_INODE: of its file system */
+    uint32_t device_minor;
+    uint64_t inode;
+};
+
+struct limit {
+    uint32_t resource;
+    uint32_t unused;
+    uint64_t soft;
+    uint64_t hard;
+};
+
+/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, sources... */
+struct start {
+    uint32_t op;
+    uint32_t flags;
+    uint32_t size;      /* of the whole request, this struct included */
+    uint32_t fail_step; /* for tests of the undo: this step fails with EIO */
+    uint64_t clone_flags;
+    struct span uid_map; /* bytes as written to /proc/PID/uid_map */
+    struct span gid_map;
+    struct span rows;     /* struct row */
+    struct span programs; /* uint32_t strings: candidates for execve, in order */
+    struct span args;     /* uint32_t strings */
+    struct span env;      /* uint32_t strings */
+    struct span groups;   /* uint32_t */
+    struct span rlimits;  /* struct limit */
+    uint32_t hostname;    /* string, "" leaves it */
+    uint32_t cwd;         /* string */
+    uint32_t uid;
+    uint32_t gid;
+    uint32_t umask;
+    uint32_t source_count;
+    uint64_t bounding;
+    uint64_t effective;
+    uint64_t permitted;
+    uint64_t inheritable;
+    uint64_t ambient;
+};
+
+/* REQUEST_LEASE. fds: reply channel. Locks byte `slot` of the file, slot = host id >> 16. */
+struct lease {
+    uint32_t op;
+    uint32_t size;
+    uint32_t path; /* string: the lock file */
+    uint32_t first;
+    uint32_t count;
+    uint32_t start; /* where to begin to look, first <= start < first + count */
+};
+
+enum command_op { COMMAND_START = 1, COMMAND_SIGNAL = 2 };
+
+/* Python to launcher, on the channel of a container. */
+struct command {
+    uint32_t op;
+    int32_t value; /* COMMAND_SIGNAL: the signal */
+};
+
+enum report_kind {
+    REPORT_CREATED = 1, /* at the gate; carries the pidfd */
+    REPORT_STARTED,     /* execve succeeded; carries the pidfd unless CREATED did */
+    REPORT_FAILED,      /* step, error, row; the child is gone */
+    REPORT_EXITED,      /* wait_status and usage; the child is reaped */
+    REPORT_LEASED       /* value: the slot */
+};
+
+/* Launcher to Python, on the channel of a container. Times in microseconds. */
+struct report {
+    uint32_t kind;
+    int32_t pid;
+    uint32_t step;
+    int32_t error; /* a positive errno */
+    int32_t row;   /* -1: none */
+    int32_t value;
+    uint32_t wait_status; /* as wait4 gives it */
+    uint32_t unused;
+    uint64_t user_time;
+    uint64_t system_time;
+    uint64_t max_rss; /* bytes */
+};
+
+#endif

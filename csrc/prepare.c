@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The launcher's part of a start, while the child waits at STEP_SYNC: what needs the rights or
+ * the mount namespace of the caller. Maps first, because an idmapped copy of a source needs the
+ * finished user namespace; then the copies go to the child, and their arrival is its go-ahead.
+ */
+#include "internal.h"
+
+enum { PROC_PATH_SIZE = 64 };
+
+/* Note the step in the page that Python's error is made from. A test can make any step fail. */
+long begin_step(struct progress *progress, const struct start *start, enum step step)
+{
+    progress->step = step;
+    return start->fail_step == (uint32_t)step ? -EIO : 0;
+}
+
+static char *append(char *at, const char *text)
+{
+    while (*text != 0)
+        *at++ = *text++;
+    *at = 0;
+    return at;
+}
+
+static char *append_number(char *at, uint32_t number)
+{
+    char digits[11];
+    char *first = digits + sizeof digits - 1;
+    *first = 0;
+    do
+        *--first = (char)('0' + number % 10);
+    while ((number /= 10) > 0);
+    return append(at, first);
+}
+
+static long open_proc(int pid, const char *name, int flags)
+{
+    char path[PROC_PATH_SIZE];
+    char *at = append_number(append(path, "/proc/"), (uint32_t)pid);
+    (void)append(append(at, "/"), name); /* the end is of no use */
+    return sys(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC);
+}
+
+static long write_proc(int pid, const char *name, const void *data, size_t size)
+{
+    long fd = open_proc(pid, name, O_WRONLY);
+    long result;
+    if (fd < 0)
+        return fd;
+    result = sys(__NR_write, fd, data, size);
+    (void)close_fd((int)fd);
+    if (result >= 0 && (size_t)result != size)
+        return -EIO;
+    return result < 0 ? result : 0;
+}
+
+static long write_maps(const struct request *request, int pid)
+{
+    const struct start *start = request->start;
+    long result = 0;
+    if ((start->flags & START_FRESH_USER) == 0)
+        return 0;
+    if (start->flags & START_DENY_SETGROUPS) /* without CAP_SETGID: before gid_map, or EPERM */
+        result = write_proc(pid, "setgroups", "deny", 4);
+    if (result == 0)
+        result = write_proc(pid, "uid_map", span_at(request->bytes, start->uid_map),
+                            start->uid_map.count);
+    if (result == 0)
+        result = write_proc(pid, "gid_map", span_at(request->bytes, start->gid_map),
+                            start->gid_map.count);
+    return result;
+}
+
+/* Replace a source fd by a detached copy of its mount, with the row's attributes and ids. */
+static long copy_source(struct request *request, const struct row *row, int user_fd)
+{
+    uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
+    struct mount_attr attr = {.attr_set = row->attributes};
+    int *source = &request->sources[row->source_fd];
+    long result = 0;
+    long tree =
+        sys(NR_OPEN_TREE, *source, "", OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | recursive);
+    if (tree < 0)
+        return tree;
+    (void)close_fd(*source);
+    *source = (int)tree;
+    if (attr.attr_set != 0)
+        result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    if (result < 0 || (row->flags & ROW_IDMAP) == 0)
+        return result;
+    attr.attr_set = MOUNT_ATTR_IDMAP;
+    attr.userns_fd = (uint64_t)user_fd;
+    result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    return result == -EINVAL && row->flags & ROW_IDMAP_OPTIONAL ? 0 : result;
+}
+
+static int wants_idmap(const struct request *request)
+{
+    const struct row *rows = span_at(request->bytes, request->start->rows);
+    for (uint32_t i = 0; i < request->start->rows.count; i++)
+        if (rows[i].op == ROW_BIND && rows[i].source_fd >= 0 && rows[i].flags & ROW_IDMAP)
+            return 1;
+    return 0;
+}
+
+static long copy_sources(struct request *request, struct progress *progress, int pid)
+{
+    const struct row *rows = span_at(request->bytes, request->start->rows);
+    long user_fd = -1, result = 0;
+    if (wants_idmap(request) && (user_fd = open_proc(pid, "ns/user", O_RDONLY)) < 0)
+        return user_fd;
+    for (uint32_t i = 0; i < request->start->rows.count && result == 0; i++) {
+        if (rows[i].op != ROW_BIND || rows[i].source_fd < 0)
+            continue;
+        progress->row = (int32_t)i;
+        result = copy_source(request, &rows[i], (int)user_fd);
+    }
+    if (result == 0)
+        progress->row = -1;
+    if (user_fd >= 0)
+        (void)close_fd((int)user_fd);
+    return result;
+}
+
+/* The go-ahead: the copies, as many messages as they need, at least one. */
+static long release_child(const struct request *request, int sync)
+{
+    uint32_t sent = 0;
+    long result;
+    do {
+        uint32_t left = request->source_count - sent;
+        uint32_t count = left > MAX_FDS ? MAX_FDS : left;
+        result = send_message(sync, "", 1, request->sources + sent, count);
+        sent += count;
+    } while (result == 0 && sent < request->source_count);
+    return result;
+}
+
+long prepare_child(struct progress *progress, struct request *request, int pid, int sync)
+{
+    long result = begin_step(progress, request->start, STEP_ID_MAPS);
+    if (result == 0)
+        result = write_maps(request, pid);
+    if (result == 0)
+        result = begin_step(progress, request->start, STEP_SOURCES);
+    if (result == 0)
+        result = copy_sources(request, progress, pid);
+    if (result == 0)
+        result = release_child(request, sync);
+    return result;
+}

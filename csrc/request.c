@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Check a request before anything in it is used. Pure: bytes in, verdict out, so that a fuzzer
+ * can drive it. After check_start() every offset, count and row index of the request is in range
+ * and every string ends inside it.
+ */
+#include "internal.h"
+
+static int span_fits(struct span span, size_t item, size_t align, size_t size)
+{
+    return span.offset <= size && span.offset % align == 0 &&
+           span.count <= (size - span.offset) / item;
+}
+
+static int string_fits(uint32_t offset, size_t size)
+{
+    return offset < size; /* the last byte of the request is NUL */
+}
+
+static int strings_fit(const uint8_t *bytes, struct span span, size_t size)
+{
+    const uint32_t *offsets = span_at(bytes, span);
+    if (!span_fits(span, sizeof *offsets, sizeof *offsets, size))
+        return 0;
+    for (uint32_t i = 0; i < span.count; i++)
+        if (!string_fits(offsets[i], size))
+            return 0;
+    return 1;
+}
+
+static int makes_mount(uint32_t op)
+{
+    return op == ROW_BIND || op == ROW_MOUNT;
+}
+
+/* Options must be whole strings: key NUL value NUL. */
+static int options_fit(const uint8_t *bytes, struct span data)
+{
+    uint32_t ends = 0;
+    for (uint32_t i = 0; i < data.count; i++)
+        ends += bytes[data.offset + i] == 0;
+    return data.count == 0 || (ends % 2 == 0 && bytes[data.offset + data.count - 1] == 0);
+}
+
+static long check_row(const struct row *rows, uint32_t index, const struct start *start,
+                      const uint8_t *bytes, size_t size)
+{
+    const struct row *row = &rows[index];
+    if (row->op < ROW_BIND || row->op > ROW_SYMLINK)
+        return -EINVAL;
+    if (index == 0 ? !makes_mount(row->op) : row->base >= index || !makes_mount(rows[row->base].op))
+        return -EINVAL;
+    if (!string_fits(row->target, size) || !string_fits(row->source, size))
+        return -EINVAL;
+    if (!span_fits(row->data, 1, 1, size))
+        return -EINVAL;
+    if (row->op == ROW_MOUNT && !options_fit(bytes, row->data))
+        return -EINVAL;
+    if (row->source_fd < -1 || row->source_fd >= (int64_t)start->source_count)
+        return -EINVAL;
+    return 0;
+}
+
+static long check_rows(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    const struct row *rows = span_at(bytes, start->rows);
+    if (!span_fits(start->rows, sizeof *rows, 8, size))
+        return -EINVAL;
+    if (start->rows.count == 0 || start->rows.count > MAX_ROWS)
+        return -EINVAL;
+    for (uint32_t i = 0; i < start->rows.count; i++) {
+        long result = check_row(rows, i, start, bytes, size);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static int has_end(const uint8_t *bytes, size_t size)
+{
+    return size <= MAX_REQUEST && bytes[size - 1] == 0;
+}
+
+long check_start(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    if (size < sizeof *start || start->size != size || !has_end(bytes, size))
+        return -EINVAL;
+    if (start->source_count > MAX_SOURCES || start->args.count == 0 || start->programs.count == 0)
+        return -EINVAL;
+    if (!span_fits(start->uid_map, 1, 1, size) || !span_fits(start->gid_map, 1, 1, size))
+        return -EINVAL;
+    if (!span_fits(start->groups, sizeof(uint32_t), sizeof(uint32_t), size))
+        return -EINVAL;
+    if (!span_fits(start->rlimits, sizeof(struct limit), 8, size))
+        return -EINVAL;
+    if (!string_fits(start->hostname, size) || !string_fits(start->cwd, size))
+        return -EINVAL;
+    if (!strings_fit(bytes, start->programs, size) || !strings_fit(bytes, start->args, size) ||
+        !strings_fit(bytes, start->env, size))
+        return -EINVAL;
+    return check_rows(start, bytes, size);
+}
+
+long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size)
+{
+    if (size < sizeof *lease || lease->size != size || !has_end(bytes, size))
+        return -EINVAL;
+    if (!string_fits(lease->path, size) || lease->count == 0 || lease->count > 0xffff)
+        return -EINVAL;
+    if (lease->first > 0xffff || lease->start < lease->first ||
+        lease->start - lease->first >= lease->count)
+        return -EINVAL;
+    return 0;
+}

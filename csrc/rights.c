@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A launcher never has more rights than its caller has now: it takes the caller's effective
+ * rights when it starts, and refuses to work once the caller's have changed.
+ */
+#include "state.h"
+
+static int is_right(const uint8_t *line, size_t size)
+{
+    static const char *const KEYS[] = {"Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp"};
+    for (size_t i = 0; i < sizeof KEYS / sizeof KEYS[0]; i++) {
+        size_t length = 0;
+        while (KEYS[i][length] != 0)
+            length++;
+        if (size >= length && memcmp(line, KEYS[i], length) == 0)
+            return 1;
+    }
+    return 0;
+}
+
+/* Keep the lines of a /proc/PID/status that say what the process may do; return their size. */
+static size_t extract_rights(uint8_t *status, size_t size)
+{
+    size_t kept = 0, start = 0;
+    for (size_t i = 0; i < size; i++) {
+        if (status[i] != '\n')
+            continue;
+        if (is_right(status + start, i - start)) {
+            memmove(status + kept, status + start, i + 1 - start);
+            kept += i + 1 - start;
+        }
+        start = i + 1;
+    }
+    return kept;
+}
+
+/* SCM_CREDENTIALS tells real ids only, and says nothing of capabilities. So the caller's status
+ * must read as it did when it started us. */
+long check_rights(void)
+{
+    long size;
+    if (launcher.retired)
+        return -EPERM;
+    size = sys(__NR_pread64, FD_CALLER_STATUS, launcher.status, STATUS_SIZE, 0);
+    if (size < 0)
+        return size;
+    size = (long)extract_rights(launcher.status, (size_t)size);
+    if ((size_t)size == launcher.rights_size &&
+        memcmp(launcher.status, launcher.rights, launcher.rights_size) == 0)
+        return 0;
+    launcher.retired = 1;
+    return -EPERM;
+}
+
+/* An exec as root gives back every capability, a real id of root likewise: take the rights that
+ * the caller's effective ids and capabilities have, for good. */
+static long take_rights_of_caller(int caller)
+{
+    struct capability_header header = {CAPABILITY_VERSION_3, caller};
+    struct capability_data data[2];
+    long uid = sys(__NR_geteuid, 0), gid = sys(__NR_getegid, 0);
+    long result = sys(__NR_capget, &header, data);
+    for (int half = 0; half < 2; half++) {
+        data[half].permitted = data[half].effective;
+        data[half].inheritable = 0;
+    }
+    header.pid = 0;
+    if (result == 0)
+        result = sys(__NR_setresgid, gid, gid, gid);
+    if (result == 0)
+        result = sys(__NR_setresuid, uid, uid, uid);
+    if (result == 0)
+        result = sys(__NR_capset, &header, data);
+    /* A change of ids makes the process dumpable again, by the sysctl. */
+    return result < 0 ? result : sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+}
+
+/* The first message is the caller's status as it was before it started us. */
+long remember_rights(void)
+{
+    long result;
+    uint32_t yes = 1;
+    result = sys(__NR_setsockopt, FD_CALLER, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes);
+    if (result == 0)
+        result = receive_message(FD_CALLER, launcher.rights, STATUS_SIZE, 0, &launcher.message);
+    if (result < 0)
+        return result;
+    launcher.rights_size = extract_rights(launcher.rights, launcher.message.size);
+    return take_rights_of_caller(launcher.message.sender);
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the extension module offers to Python: read by build_ffi.py like launcher.h. */
+#ifndef CONTAINER_SPAWN_H
+#define CONTAINER_SPAWN_H
+#include <stdint.h>
+
+/* The fds that a new launcher gets; the caller keeps its own copies. */
+struct spawn {
+    int32_t program; /* the launcher's image: sealed memfd, or a private file */
+    int32_t socket;
+    int32_t caller_pidfd;
+    int32_t caller_status; /* /proc/self/status */
+    int32_t join;          /* CLONE_NEW*: namespaces that this thread has left, to be re-entered */
+    int32_t error;         /* set: a positive errno, or 0 */
+};
+
+/* Start the launcher as nobody's child; return its pid, or -1 with spawn->error set. */
+int spawn_launcher(struct spawn *spawn);
+
+const void *launcher_image(void);
+uint64_t launcher_image_size(void);
+#endif

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The state of the launcher, for the files that make up its loop. */
+#ifndef CONTAINER_STATE_H
+#define CONTAINER_STATE_H
+#include "internal.h"
+
+enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536 };
+
+enum phase { PHASE_FREE, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
+
+struct container {
+    struct progress *page; /* shared with the child until execve */
+    struct progress failure;
+    int32_t pid, pidfd, channel, sync;
+    enum phase phase;
+};
+
+enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT_SYNC };
+
+/* The one state of the one thread. */
+struct launcher {
+    int epoll, child_signal;
+    int ending;       /* kill and go */
+    int retired;      /* the caller's rights changed: no new containers */
+    int closed;       /* retired, and the last request was refused */
+    uint32_t highest; /* slots at and above this one were never used */
+    uint32_t alive;
+    size_t rights_size;
+    struct container containers[MAX_CONTAINERS];
+    uint8_t leased[65536 / 8]; /* ranges of host ids that we hold */
+    uint8_t rights[STATUS_SIZE];
+    uint8_t status[STATUS_SIZE];
+    struct request request;
+    struct message message;
+    _Alignas(8) uint8_t buffer[MAX_INLINE];
+};
+
+extern struct launcher launcher;
+
+/* launcher.c */
+long watch(int fd, enum event event, uint32_t slot);
+
+/* rights.c */
+long remember_rights(void);
+long check_rights(void);
+
+/* containers.c */
+void send_report(int channel, const struct report *report, int fd);
+void report_failure(int channel, enum step step, long result);
+struct container *find_slot(void);
+void kill_container(const struct container *container, int signal);
+void handle_sync(struct container *container);
+void handle_channel(struct container *container);
+void handle_children(void);
+
+/* start.c */
+void handle_start(struct message *message);
+
+#endif

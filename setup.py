@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build the launcher, then the extension module that carries it. Metadata: pyproject.toml."""
+
+import os
+import shlex
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+LAUNCHER_SOURCES = [
+    f"csrc/{name}.c"
+    for name in (
+        "child", "containers", "filesystem", "launcher", "message", "prepare", "request", "rights",
+        "runtime", "start",
+    )
+]
+# The launcher's own flags: nothing of the interpreter's (its -fPIC, -g, LTO) fits a program
+# without libc. Not position-independent, so that it needs no relocation of itself.
+LAUNCHER_FLAGS = shlex.split(
+    "-std=gnu11 -Os -ffreestanding -nostdlib -static -fno-pic -no-pie -fno-stack-protector"
+    " -fno-asynchronous-unwind-tables -fno-unwind-tables -fno-strict-aliasing"
+    " -Wall -Wextra -Wshadow -Wvla -Werror=implicit-function-declaration"
+    " -Wl,-z,noexecstack -Wl,-z,separate-code -Wl,--build-id=none -Wl,--gc-sections -s"
+)
+
+
+def c_compiler() -> list[str]:
+    """The C compiler without the flags that the interpreter adds to it."""
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    return [word for word in command if not word.startswith("-")]
+
+
+class BuildLauncher(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        build_dir = Path(self.build_temp)
+        build_dir.mkdir(parents=True, exist_ok=True)
+        image = build_dir / "launcher"
+        self.spawn([*c_compiler(), *LAUNCHER_FLAGS, "-o", str(image), *LAUNCHER_SOURCES])
+        array = build_dir / "launcher_image.c"
+        array.write_text(as_array(image.read_bytes()), encoding="ascii")
+        ext.sources.append(str(array))
+        super().build_extension(ext)
+
+
+def as_array(data: bytes) -> str:
+    rows = (data[i : i + 24] for i in range(0, len(data), 24))
+    numbers = ",\n".join(",".join(map(str, row)) for row in rows)
+    return (
+        f"const unsigned char container_launcher_image[] = {{\n{numbers}\n}};\n"
+        f"const unsigned long container_launcher_image_size = {len(data)};\n"
+    )
+
+
+setup(
+    cffi_modules=["build_ffi.py:ffibuilder"],
+    cmdclass={"build_ext": BuildLauncher},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
