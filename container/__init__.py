@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run Linux containers from Python: no daemon, no runc, nsenter, ip or nft binary.
+
+::
+
+    import container
+
+    result = container.run(["sh", "-c", "echo hello; id -u"], text=True)
+    print(result.stdout)
+
+`run` and `popen` run one command in a fresh container, `Container` is the long form, `Config`
+says what a container is made of. Module functions and `Container` may be used from any thread.
+"""
+
+import sys as _sys
+from typing import TYPE_CHECKING, Any
+
+from container._capabilities import Capabilities, Capability, default_capabilities
+from container._config import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
+    Config,
+    ContainerState,
+    HostRoot,
+    IDMapping,
+    Mount,
+    MountFlags,
+    Namespaces,
+    Process,
+    Result,
+    Rlimit,
+    SignalConfig,
+    State,
+    Usage,
+)
+from container._errors import (
+    CgroupError,
+    CgroupNotFoundError,
+    CgroupV2NotMountedError,
+    CleanupError,
+    CommandError,
+    ConfigError,
+    ContainerError,
+    ContainerNotFoundError,
+    ContainerTimeoutError,
+    ControllerNotEnabledError,
+    HookError,
+    LaunchError,
+    NetworkError,
+    StateError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from container._container import Container
+    from container._doctor import Check, Report, doctor
+    from container._oneshot import popen, run
+    from container._process import ExecProcess
+
+__version__ = "0.1.0"
+
+# What needs the extension module, loaded on first use.
+_LAZY = {
+    "Check": "_doctor",
+    "Container": "_container",
+    "ExecProcess": "_process",
+    "Report": "_doctor",
+    "doctor": "_doctor",
+    "popen": "_oneshot",
+    "run": "_oneshot",
+}
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "Capabilities",
+    "Capability",
+    "CgroupError",
+    "CgroupNotFoundError",
+    "CgroupV2NotMountedError",
+    "Check",
+    "CleanupError",
+    "CommandError",
+    "Config",
+    "ConfigError",
+    "Container",
+    "ContainerError",
+    "ContainerNotFoundError",
+    "ContainerState",
+    "ContainerTimeoutError",
+    "ControllerNotEnabledError",
+    "ExecProcess",
+    "HookError",
+    "HostRoot",
+    "IDMapping",
+    "LaunchError",
+    "Mount",
+    "MountFlags",
+    "Namespaces",
+    "NetworkError",
+    "Process",
+    "Report",
+    "Result",
+    "Rlimit",
+    "SignalConfig",
+    "State",
+    "StateError",
+    "UnsupportedError",
+    "Usage",
+    "__version__",
+    "default_capabilities",
+    "doctor",
+    "popen",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not _sys.platform.startswith("linux"):
+        raise UnsupportedError(f"containers need Linux; this is {_sys.platform}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"container.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,881 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container and its program shall be: frozen dataclasses, checked once, when made.
+
+Each field's annotation carries its checker. A checker takes the value and the path of the field
+and returns the value in its stored form (paths as ``str``, sequences as tuples, mappings as an
+immutable mapping) or raises `ConfigError` with that path. An instance that exists is valid and
+hashable, may be shared between threads, and is copied by reference.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime, timedelta
+from enum import STRICT, IntFlag, StrEnum
+from functools import partial, wraps
+from posixpath import normpath
+from signal import SIGTERM, Signals
+from typing import Annotated, Any, ClassVar, NoReturn, Protocol, Self, TypeVar
+
+from container._capabilities import Capabilities
+from container._errors import CommandError, ConfigError, UnsupportedError, publish
+
+# The values of subprocess, which takes 13 ms to import.
+PIPE, STDOUT, DEVNULL = -1, -2, -3
+
+OCI_VERSION = "1.3.0"
+
+_MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to the kernel
+_MAX_INT = 2**31 - 1
+_MAX_SIZE = 2**63 - 1  # loff_t
+_RLIM_INFINITY = 2**64 - 1
+_PATH_MAX = 4096  # include/uapi/linux/limits.h, with the final NUL
+_NGROUPS_MAX = 65536
+_HOST_NAME_MAX = 64
+_MAX_SIGNAL = 64
+_MAX_EXTENTS = 340  # lines of a uid_map, user_namespaces(7)
+
+StrPath = str | os.PathLike[str]
+Check = Callable[[Any, str], Any]
+_T = TypeVar("_T")
+
+
+class HasFileno(Protocol):
+    """A file object that stands for a file descriptor."""
+
+    def fileno(self) -> int: ...
+
+
+# Checkers -------------------------------------------------------------------------------------
+
+
+def _fail(field: str, detail: str) -> NoReturn:
+    raise ConfigError(detail, field=field) from None
+
+
+def _expected(what: str, value: object, field: str) -> NoReturn:
+    _fail(field, f"expected {what}, got {type(value).__name__}")
+
+
+def _show(value: object) -> str:
+    text = hex(value) if isinstance(value, int) and value.bit_length() > 64 else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _int(low: int, high: int, show: Callable[[int], str] = _show) -> Check:
+    def check(value: int, field: str) -> int:
+        if not _is_int(value):
+            _expected("int", value, field)
+        if not low <= value <= high:
+            _fail(field, f"must be from {show(low)} to {show(high)}, not {show(value)}")
+        return int(value)
+
+    return check
+
+
+def _instance(kind: type) -> Check:
+    def check(value: object, field: str) -> object:
+        return value if isinstance(value, kind) else _expected(kind.__name__, value, field)
+
+    return check
+
+
+def _optional(check: Check) -> Check:
+    return lambda value, field: None if value is None else check(value, field)
+
+
+def _sequence(check: Check, most: int = _MAX_INT) -> Check:
+    def check_all(value: Sequence[object], field: str) -> tuple[Any, ...]:
+        if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence):
+            _expected("a sequence such as a list", value, field)
+        if len(value) > most:
+            _fail(field, f"at most {most} are possible, not {len(value)}")
+        return tuple(check(item, f"{field}[{index}]") for index, item in enumerate(value))
+
+    return check_all
+
+
+def _text(value: str, field: str) -> str:
+    # Never shows the value: it may be that of an environment variable.
+    if not isinstance(value, str):
+        _expected("str", value, field)
+    if "\0" in value:
+        _fail(field, "must not contain a NUL byte")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        _fail(field, "has characters that the file system encoding cannot express")
+    return value
+
+
+def _argument(value: StrPath, field: str) -> str:
+    if not isinstance(value, str | os.PathLike):
+        _expected("str or os.PathLike", value, field)
+    return _text(os.fspath(value), field)
+
+
+def _path(value: StrPath, field: str) -> str:
+    path = _argument(value, field)
+    if not 1 <= len(os.fsencode(path)) < _PATH_MAX:
+        _fail(field, f"must have 1 to {_PATH_MAX - 1} bytes: {_show(path)}")
+    return path
+
+
+def _absolute(value: StrPath, field: str) -> str:
+    path = _path(value, field)
+    if not path.startswith("/"):
+        _fail(field, f"must be absolute: {_show(path)}")
+    return path
+
+
+def _target(value: StrPath, field: str) -> str:
+    path = _absolute(value, field)
+    if ".." in path.split("/"):
+        _fail(field, f"must not contain '..': {_show(path)}")
+    path = "/" + normpath(path).lstrip("/")  # POSIX lets normpath keep two leading slashes
+    return path if path != "/" else _fail(field, "must not be '/': that is the root itself")
+
+
+def _args(value: Sequence[StrPath], field: str) -> tuple[str, ...]:
+    if isinstance(value, str | bytes):
+        kind = type(value).__name__
+        _fail(field, f"expected a sequence, got {kind}; write ['prog', 'arg'] or shlex.split(...)")
+    args: tuple[str, ...] = _sequence(_argument)(value, field)
+    if not args:
+        _fail(field, "must not be empty: args[0] is the program")
+    return args if args[0] else _fail(f"{field}[0]", "must not be empty: it is the program")
+
+
+def _mapping(separators: str) -> Check:
+    def check(value: Mapping[str, str], field: str) -> "_FrozenMapping":
+        if not isinstance(value, Mapping):
+            _expected("a mapping of names to values", value, field)
+        for name, content in value.items():
+            if not isinstance(name, str):
+                _expected("str for a name", name, field)
+            # What stands behind a separator may be a value that strayed into the name.
+            stem = re.split(f"[{separators}]", name)[0]
+            if not stem or stem != name:
+                _fail(f"{field}[{stem!r}]", f"a name must have none of {separators!r}, nor be ''")
+            _text(name, f"{field}[{name!r}]")
+            _text(content, f"{field}[{name!r}]")
+        return _FrozenMapping(value)
+
+    return check
+
+
+def _hostname(value: str, field: str) -> str:
+    length = len(os.fsencode(_text(value, field)))
+    if not 1 <= length <= _HOST_NAME_MAX:
+        _fail(field, f"must have 1 to {_HOST_NAME_MAX} bytes, not {length}")
+    # It becomes part of a line of /etc/hosts.
+    if "/" in value or " " in value or not value.isprintable():
+        _fail(field, f"must not contain '/', blanks or control characters: {_show(value)}")
+    return value
+
+
+def _stdio(value: Any, field: str) -> Any:
+    if value is None:
+        return None
+    if _is_int(value):
+        constants = (PIPE, DEVNULL, STDOUT) if field == "stderr" else (PIPE, DEVNULL)
+        if not 0 <= value <= _MAX_INT and value not in constants:
+            _fail(field, f"{_show(value)} is no file descriptor and no constant for {field}")
+        return int(value)
+    if not callable(getattr(value, "fileno", None)):
+        _expected("None, int, PIPE, DEVNULL or an object with fileno()", value, field)
+    try:
+        fd = value.fileno()
+    except (OSError, TypeError, ValueError):  # io.UnsupportedOperation; a class; closed
+        fd = -1
+    if not _is_int(fd) or fd < 0:
+        _fail(field, f"{type(value).__name__} has no open file descriptor")
+    return value
+
+
+def _signal(value: int, field: str) -> int:
+    number: int = _int(1, _MAX_SIGNAL)(value, field)
+    return Signals(number) if number in Signals._value2member_map_ else number
+
+
+def _catchable(value: int, field: str) -> int:
+    if value in (9, 19):
+        _fail(field, "SIGKILL and SIGSTOP cannot be caught to forward them")
+    return _signal(value, field)
+
+
+def _time(value: datetime, field: str) -> datetime:
+    if not isinstance(value, datetime):
+        _expected("datetime", value, field)
+    if value.utcoffset() is None:
+        _fail(field, "must have a time zone")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        _fail(field, f"{_show(value)} is out of range")
+
+
+_bool = _instance(bool)
+_id = _int(0, _MAX_ID)
+
+
+def _unique(items: Sequence[Any], attribute: str, field: str) -> None:
+    seen: dict[object, int] = {}
+    for index, item in enumerate(items):
+        key = getattr(item, attribute)
+        if seen.setdefault(key, index) != index:
+            _fail(
+                f"{field}[{index}].{attribute}", f"{_show(key)} again, as in {field}[{seen[key]}]"
+            )
+
+
+# Parsers --------------------------------------------------------------------------------------
+
+_SIZE = re.compile(r"([0-9]{1,20})(?:([KMGTPE])(?:I(?:B)?)?|B)?", re.ASCII | re.IGNORECASE)
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
+_USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_+.-]{0,127}")
+
+
+def parse_size(value: int | str, field: str = "size", *, unlimited: bool = False) -> int:
+    """Bytes of an ``int`` or of a text such as ``"256M"``.
+
+    K, M, G, T, P, E in either case, also as ``Mi`` or ``MiB``, are powers of 1024. ``-1`` means
+    unlimited where ``unlimited`` allows it. At most 2**63 - 1; else `ConfigError`.
+    """
+    size = value
+    if isinstance(size, str) and size != "-1":
+        match = _SIZE.fullmatch(size)
+        if match is None:
+            _fail(field, f"{_show(value)} is no size; write bytes or a text such as '256M'")
+        size = int(match[1]) << 10 * ("KMGTPE".find((match[2] or "B").upper()) + 1)
+    elif not isinstance(size, str) and not _is_int(size):
+        _expected("int bytes or a text such as '256M'", value, field)
+    if not (-1 if unlimited else 0) <= int(size) <= _MAX_SIZE:
+        _fail(field, f"must be from {-1 if unlimited else 0} to 2**63 - 1, not {_show(value)}")
+    return int(size)
+
+
+def parse_duration(value: float | timedelta, field: str = "timeout") -> float:
+    """Seconds of a number or a ``timedelta``, finite and not negative; else `ConfigError`."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not _is_int(seconds) and not isinstance(seconds, float):
+        _expected("seconds or a timedelta", value, field)
+    if not 0 <= seconds <= _MAX_SIZE:  # refuses NaN and infinity too
+        _fail(field, f"must be a finite number of seconds from 0, not {_show(value)}")
+    return float(seconds)
+
+
+def parse_user(value: int | str, field: str = "user") -> tuple[int, int | None]:
+    """Uid and gid of ``uid``, ``"uid"`` or ``"uid:gid"``; the gid is None where not given.
+
+    Strictly decimal, from 0 to 2**32 - 2: nothing else may end up as an id (CVE-2024-40635).
+    `UnsupportedError` for names, `ConfigError` for all else.
+    """
+    if not isinstance(value, str):
+        return _id(value, field), None
+    parts = value.split(":")
+    if len(parts) <= 2 and all(map(_DECIMAL.fullmatch, parts)):
+        ids = [_id(int(part), field) for part in parts]
+        return ids[0], ids[1] if len(ids) > 1 else None
+    if len(parts) <= 2 and all(_DECIMAL.fullmatch(p) or _USER_NAME.fullmatch(p) for p in parts):
+        raise UnsupportedError(f"names are not supported yet: {_show(value)}", field=field)
+    _fail(field, f"{_show(value)} is not 'uid' or 'uid:gid' in plain decimal numbers")
+
+
+def _user(value: int | str, field: str) -> int | str:
+    parse_user(value, field)
+    return value
+
+
+def validate_id(value: str, field: str = "id") -> str:
+    """A container id: 1 to 128 of ``A-Za-z0-9_+.-``, no leading dot; else `ConfigError`.
+
+    It becomes the name of files and of cgroups.
+    """
+    if not isinstance(value, str):
+        _expected("str", value, field)
+    if not _CONTAINER_ID.fullmatch(value):
+        _fail(field, f"must be 1 to 128 of A-Za-z0-9_+.- without a leading dot: {_show(value)}")
+    return value
+
+
+# Building blocks ------------------------------------------------------------------------------
+
+
+class _FrozenMapping(Mapping[str, str]):
+    """Immutable, hashable and picklable; the repr has the names only, for values are secrets."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: Mapping[str, str]) -> None:
+        self._content = dict(content)
+
+    def __getitem__(self, key: str) -> str:
+        return self._content[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._content.items()))
+
+    def __repr__(self) -> str:
+        return f"<names {list(self._content)}>"
+
+
+class _Checked:
+    """Runs each field through the checker in its annotation, which is then stripped of it.
+
+    Pickles by constructing, so that what comes out of a pickle has been checked again.
+    """
+
+    __slots__ = ()
+    _checks: ClassVar[dict[str, Check]]
+
+    def __init_subclass__(cls) -> None:
+        if "_checks" in cls.__dict__:  # slots=True makes each class twice
+            return
+        hints = {name: hint for name, hint in cls.__annotations__.items() if hint is not KW_ONLY}
+        cls._checks = {name: hint.__metadata__[0] for name, hint in hints.items()}
+        cls.__annotations__ |= {name: hint.__origin__ for name, hint in hints.items()}
+
+    def __post_init__(self) -> None:
+        for name, check in self._checks.items():
+            self._set(name, check(getattr(self, name), name))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **{name: getattr(self, name) for name in self._checks}), ()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # immutable to the bottom, like a str
+
+
+def _not_yet(*names: str) -> Callable[[type[_T]], type[_T]]:
+    """Parameters that the API promises and this version lacks: an error that names them."""
+
+    def decorate(cls: type[_T]) -> type[_T]:
+        init = cls.__init__
+
+        @wraps(init)
+        def checked_init(self: object, *args: object, **kwargs: object) -> None:
+            for name in names:
+                if name in kwargs:
+                    raise UnsupportedError("is not supported yet", field=name)
+            init(self, *args, **kwargs)
+
+        cls.__init__ = checked_init  # type: ignore[method-assign]
+        return cls
+
+    return decorate
+
+
+# Parts of a Config ----------------------------------------------------------------------------
+
+_CLONE_FLAGS = {  # include/uapi/linux/sched.h
+    "user": 0x10000000,
+    "mnt": 0x00020000,
+    "pid": 0x20000000,
+    "net": 0x40000000,
+    "ipc": 0x08000000,
+    "uts": 0x04000000,
+    "cgroup": 0x02000000,
+    "time": 0x00000080,
+}
+
+
+def _namespace(value: object, field: str) -> object:
+    if isinstance(value, str | os.PathLike):
+        raise UnsupportedError("joining a namespace is not supported yet", field=field)
+    return _bool(value, field)
+
+
+_New = Annotated[bool, _namespace]
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces(_Checked):
+    """Which namespaces are new (True) and which stay the caller's (False); namespaces(7)."""
+
+    user: _New = True
+    mnt: _New = True
+    pid: _New = True
+    net: _New = True
+    ipc: _New = True
+    uts: _New = True
+    cgroup: _New = True
+    time: _New = False
+
+    def clone_flags(self) -> int:
+        """The CLONE_NEW* bits of the new namespaces, for clone3(2) and unshare(2)."""
+        return sum(flag for name, flag in _CLONE_FLAGS.items() if getattr(self, name))
+
+
+class MountFlags(IntFlag, boundary=STRICT):
+    """What a `Mount` is and how it propagates; numbers of our own, not the kernel's MS_*."""
+
+    BIND = 1 << 0
+    BIND_READ_ONLY = 1 << 1
+    PROC = 1 << 2
+    SYSFS = 1 << 3
+    TMPFS = 1 << 4
+    DEVPTS = 1 << 5
+    PRIVATE = 1 << 6
+    SLAVE = 1 << 7
+    SHARED = 1 << 8
+
+
+_NO_FLAGS = MountFlags(0)
+_PROPAGATION = MountFlags.PRIVATE | MountFlags.SLAVE | MountFlags.SHARED
+_MOUNT_TYPES = {
+    "bind": MountFlags.BIND | MountFlags.BIND_READ_ONLY,
+    "tmpfs": MountFlags.TMPFS,
+    "proc": MountFlags.PROC,
+    "sysfs": MountFlags.SYSFS,
+    "devpts": MountFlags.DEVPTS,
+}
+
+
+def _mount_type(given: str | None, flags: MountFlags) -> str:
+    """The one type that ``type`` and ``flags`` agree on."""
+    if flags & _PROPAGATION:
+        raise UnsupportedError("PRIVATE, SLAVE and SHARED are not supported yet", field="flags")
+    types = {name for name, bits in _MOUNT_TYPES.items() if flags & bits}
+    types |= {given} if given is not None else set()
+    if not types:
+        _fail("type", "say what to mount: 'bind' or 'tmpfs', here or by a flag")
+    if len(types) > 1:
+        _fail("flags", f"contradictory: {', '.join(map(_show, sorted(types)))}")
+    (kind,) = types
+    if kind not in ("bind", "tmpfs"):
+        field = "flags" if given is None else "type"
+        raise UnsupportedError(f"{_show(kind)} mounts are not supported yet", field=field)
+    return kind
+
+
+@dataclass(frozen=True, slots=True)
+class Mount(_Checked):
+    """A mount inside the container, best made by `bind` or `tmpfs`.
+
+    ``source`` is a path of the host; ``target`` is absolute, below the container's root; ``type``
+    ("bind", "tmpfs") and ``flags`` may each be left out where the other says it; ``data`` are
+    the options that tmpfs takes, such as ``"size=64m,mode=1777"`` (tmpfs(5)). A bind includes the
+    mounts below its source, and BIND_READ_ONLY makes those read-only too.
+    """
+
+    source: Annotated[StrPath | None, _optional(_path)]
+    target: Annotated[StrPath, _target]
+    type: Annotated[str | None, _optional(_text)] = None
+    flags: Annotated[MountFlags, _instance(MountFlags)] = _NO_FLAGS
+    data: Annotated[str | None, _optional(_text)] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        kind, flags = _mount_type(self.type, self.flags), MountFlags.TMPFS
+        if kind == "bind":
+            flags = self.flags & MountFlags.BIND_READ_ONLY or MountFlags.BIND
+            if self.source is None:
+                _fail("source", "a bind mount needs a source")
+            if self.data:
+                _fail("data", "a bind mount takes no options, the kernel would ignore them")
+        # One spelling of each mount, so that equal mounts compare equal.
+        self._set("type", kind)
+        self._set("flags", flags)
+        self._set("data", self.data or None)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the container cannot write here."""
+        return bool(self.flags & MountFlags.BIND_READ_ONLY)
+
+    @classmethod
+    def bind(cls, source: StrPath, target: StrPath, read_only: bool = False) -> Self:
+        """Show a directory or file of the host at ``target``."""
+        _bool(read_only, "read_only")
+        flags = MountFlags.BIND_READ_ONLY if read_only else MountFlags.BIND
+        return cls(source, target, "bind", flags)
+
+    @classmethod
+    def tmpfs(cls, target: StrPath, size: int | str | None = None, mode: int | None = None) -> Self:
+        """An empty file system in memory.
+
+        ``size`` in bytes or as ``"64M"``, -1 for no limit, None for the kernel's default (half of
+        the memory); ``mode`` are the permission bits of its top directory (None: 0o1777).
+        """
+        options = []
+        if size is not None:
+            limit = parse_size(size, "size", unlimited=True)
+            if limit == 0:
+                _fail("size", "tmpfs takes 0 for no limit; write -1 for that")
+            options.append(f"size={max(limit, 0)}")
+        if mode is not None:
+            options.append(f"mode={_int(0, 0o7777, oct)(mode, 'mode'):04o}")
+        return cls(None, target, "tmpfs", MountFlags.TMPFS, ",".join(options) or None)
+
+
+@dataclass(frozen=True, slots=True)
+class IDMapping(_Checked):
+    """``size`` ids from ``container_id`` inside are those from ``host_id`` outside.
+
+    One line of uid_map or gid_map, user_namespaces(7).
+    """
+
+    container_id: Annotated[int, _id]
+    host_id: Annotated[int, _id]
+    size: Annotated[int, _int(1, _MAX_ID + 1)]
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        first = max(self.container_id, self.host_id)
+        if first + self.size > _MAX_ID + 1:
+            _fail("size", f"{self.size} ids from {first} go beyond the last id, {_MAX_ID}")
+
+    def _overlaps(self, other: "IDMapping") -> bool:
+        pairs = (self.container_id, other.container_id), (self.host_id, other.host_id)
+        return any(a < b + other.size and b < a + self.size for a, b in pairs)
+
+
+def _host_mount(value: Mount | StrPath, field: str) -> Mount:
+    if isinstance(value, Mount):
+        return value
+    path = _target(value, field)
+    return Mount.bind(path, path, read_only=True)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class HostRoot(_Checked):
+    """A root made of the host's programs: its ``/usr`` read-only, a small ``/etc``, else tmpfs.
+
+    ``extra`` adds mounts; a path alone is a directory of the host, read-only, in its own place.
+    """
+
+    extra: Annotated[Sequence[Mount], _sequence(_host_mount)]
+
+    def __init__(self, extra: Sequence[Mount | StrPath] = ()) -> None:
+        self._set("extra", extra)
+        self.__post_init__()
+        _unique(self.extra, "target", "extra")
+
+
+def _root(value: StrPath | HostRoot, field: str) -> str | HostRoot:
+    if isinstance(value, HostRoot):
+        return value
+    if not isinstance(value, str | os.PathLike):
+        _expected("str, os.PathLike or HostRoot", value, field)
+    return _path(value, field)
+
+
+_DEFAULT_CAPABILITIES = Capabilities.default()
+_IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=_MAX_EXTENTS)]
+
+
+@_not_yet("seccomp", "devices", "setup_dev", "resources", "network", "hooks")
+@dataclass(frozen=True, slots=True)
+class Config(_Checked):
+    """What a container is made of; every default is the safe value.
+
+    ``root`` is a directory of the host that becomes ``/``, writable, or a `HostRoot`, which None
+    stands for too. ``hostname`` is set where ``namespaces.uts`` is new. ``mounts`` are made in
+    their order. ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges
+    that are chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay
+    reachable for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
+    """
+
+    root: Annotated[StrPath | HostRoot | None, _optional(_root)] = None
+    namespaces: Annotated[Namespaces, _instance(Namespaces)] = Namespaces()
+    hostname: Annotated[str, _hostname] = "container"
+    mounts: Annotated[Sequence[Mount], _sequence(_instance(Mount))] = ()
+    uid_mappings: _IDMappings = ()
+    gid_mappings: _IDMappings = ()
+    use_pivot_root: Annotated[bool, _bool] = True
+    capabilities: Annotated[Capabilities, _instance(Capabilities)] = _DEFAULT_CAPABILITIES
+    _: KW_ONLY  # the API has parameters to come before these
+    no_new_privileges: Annotated[bool, _bool] = True
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if not self.namespaces.mnt:
+            _fail("namespaces.mnt", "must be True: the container's mounts would be the host's")
+        if not self.namespaces.pid:
+            raise UnsupportedError("False is not supported yet", field="namespaces.pid")
+        if not self.namespaces.uts and self.hostname != "container":
+            _fail("hostname", "needs namespaces.uts: it would become the host's name")
+        _unique(self.mounts, "target", "mounts")
+        self._check_mappings("uid_mappings", self.uid_mappings, "gid_mappings")
+        self._check_mappings("gid_mappings", self.gid_mappings, "uid_mappings")
+
+    def _check_mappings(self, name: str, mappings: Sequence[IDMapping], other: str) -> None:
+        if mappings and not self.namespaces.user:
+            _fail(name, "needs namespaces.user")
+        if mappings and not getattr(self, other):
+            _fail(other, f"must be given together with {name}")
+        for index, mapping in enumerate(mappings):
+            if any(map(mapping._overlaps, mappings[:index])):
+                _fail(f"{name}[{index}]", "overlaps one before it")
+
+    @classmethod
+    def default(cls) -> Self:
+        """``Config()``."""
+        return cls()
+
+
+# A process ------------------------------------------------------------------------------------
+
+# In the order of their numbers, include/uapi/asm-generic/resource.h.
+_RLIMITS = (
+    *("RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS"),
+    *("RLIMIT_NPROC", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS"),
+    *("RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME"),
+)
+
+
+def _rlimit_type(value: int | str, field: str) -> str:
+    if isinstance(value, str):
+        name = f"RLIMIT_{value.upper().removeprefix('RLIMIT_')}"
+    elif _is_int(value):
+        name = _RLIMITS[value] if value in range(len(_RLIMITS)) else ""
+    else:
+        _expected("a name such as 'NOFILE' or a constant of resource", value, field)
+    return name if name in _RLIMITS else _fail(field, f"unknown resource limit {_show(value)}")
+
+
+def _rlimit(value: int | str, field: str) -> int:
+    if isinstance(value, str):
+        return parse_size(value, field, unlimited=True)
+    limit: int = _int(-1, _RLIM_INFINITY)(value, field)
+    return -1 if limit == _RLIM_INFINITY else limit
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit(_Checked):
+    """A resource limit, getrlimit(2).
+
+    ``type`` is a name with or without ``RLIMIT_`` or a constant of `resource`, stored as
+    ``"RLIMIT_NOFILE"``; ``soft`` and ``hard`` are in the limit's own unit, sizes also as
+    ``"64M"``, -1 for unlimited.
+    """
+
+    type: Annotated[int | str, _rlimit_type]
+    soft: Annotated[int | str, _rlimit]
+    hard: Annotated[int | str, _rlimit]
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.hard != -1 and (self.soft == -1 or int(self.soft) > int(self.hard)):
+            _fail("soft", f"{self.soft} is above hard, {self.hard}")
+
+    @property
+    def number(self) -> int:
+        """The kernel's number of the resource."""
+        return _RLIMITS.index(str(self.type))
+
+
+_Stdio = Annotated[int | HasFileno | None, _stdio]
+
+
+@_not_yet("tty", "init")
+@dataclass(frozen=True, slots=True)
+class Process(_Checked):
+    """A program to run in a container.
+
+    ``args[0]`` is the program, looked up in the PATH of ``env`` where it has no slash. ``env`` is
+    added to PATH, HOME, TERM and LANG, the caller's is never inherited. ``cwd`` is absolute and
+    inside the container. ``user`` is a uid, ``"uid"`` or ``"uid:gid"`` of the container, None
+    its root. ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
+    object with ``fileno()``, PIPE or DEVNULL; ``stderr`` also STDOUT. With a file descriptor a
+    Process cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
+    """
+
+    args: Annotated[Sequence[StrPath], _args]
+    env: Annotated[Mapping[str, str] | None, _optional(_mapping("=\0"))] = None
+    cwd: Annotated[StrPath | None, _optional(_absolute)] = None
+    user: Annotated[int | str | None, _optional(_user)] = None
+    groups: Annotated[Sequence[int], _sequence(_id, most=_NGROUPS_MAX)] = ()
+    umask: Annotated[int, _int(0, 0o777, oct)] = 0o022
+    _: KW_ONLY  # the API has parameters to come before these
+    rlimits: Annotated[Sequence[Rlimit], _sequence(_instance(Rlimit))] = ()
+    stdin: _Stdio = None
+    stdout: _Stdio = None
+    stderr: _Stdio = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _unique(self.rlimits, "type", "rlimits")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for name in ("stdin", "stdout", "stderr"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value < 0):
+                _fail(name, "a file descriptor cannot be pickled")
+        return _Checked.__reduce__(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SignalConfig(_Checked):
+    """How a container is stopped: ``stop_signal``, then SIGKILL after ``stop_timeout`` seconds.
+
+    ``forward_signals`` are those that a `SignalForwarder` passes on; by default TERM, INT, HUP,
+    USR1 and USR2.
+    """
+
+    stop_signal: Annotated[int, _signal] = SIGTERM
+    stop_timeout: Annotated[float | timedelta, parse_duration] = 10.0
+    # Linux's numbers: not every system that can import this has these names.
+    forward_signals: Annotated[Sequence[int], _sequence(_catchable)] = (15, 2, 1, 10, 12)
+
+
+# What is reported -----------------------------------------------------------------------------
+
+
+class State(StrEnum):
+    """Where in its life a container is: OCI runtime-spec, and paused."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+def _state(value: str, field: str) -> State:
+    try:
+        return State(value)
+    except ValueError:
+        _fail(field, f"must be one of {', '.join(State)}, not {_show(value)}")
+
+
+def _json_time(value: object, field: str) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        _fail(field, f"{_show(value)} is no RFC 3339 time")
+    return None if time.year == 1 else time  # Go writes its zero time for "never"
+
+
+_TIMES = ("created_at", "started_at", "stopped_at")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState(_Checked):
+    """A container at one moment.
+
+    ``pid`` is that of its first process in the caller's pid namespace, None without one;
+    ``exit_code`` is None until it stopped, then as ``returncode`` (-N for a signal). Times have a
+    time zone and are kept in UTC.
+    """
+
+    id: Annotated[str, validate_id]
+    state: Annotated[State, _state]
+    pid: Annotated[int | None, _optional(_int(1, _MAX_INT))]
+    exit_code: Annotated[int | None, _optional(_int(-_MAX_SIGNAL, 255))]
+    created_at: Annotated[datetime, _time]
+    started_at: Annotated[datetime | None, _optional(_time)] = None
+    stopped_at: Annotated[datetime | None, _optional(_time)] = None
+    bundle: Annotated[str, _text] = ""
+    annotations: Annotated[Mapping[str, str], _mapping("\0")] = _FrozenMapping({})
+
+    def to_json(self) -> str:
+        """A JSON object; times are RFC 3339 in UTC, what is not known is null or left out."""
+        import json  # noqa: PLC0415  (8 ms)
+
+        content = {name: getattr(self, name) for name in self._checks}
+        content["annotations"] = dict(self.annotations)
+        for name in _TIMES:
+            content[name] = content[name] and content[name].isoformat().replace("+00:00", "Z")
+        for name in ("started_at", "stopped_at", "bundle", "annotations"):
+            if not content[name]:
+                del content[name]
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The state that `to_json` wrote; unknown names are ignored. `ConfigError` if malformed."""
+        import json  # noqa: PLC0415  (8 ms)
+
+        try:
+            content = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            _fail("text", f"is no JSON: {error}")
+        if not isinstance(content, dict):
+            _expected("a JSON object", content, "text")
+        fields: dict[str, Any] = dict.fromkeys(("id", "state", "pid", "exit_code", "created_at"))
+        fields |= {name: content[name] for name in cls._checks if content.get(name) is not None}
+        fields |= {name: _json_time(fields.get(name), name) for name in _TIMES}
+        # A Go program writes 0 where there is no pid or no exit code yet.
+        fields["pid"] = None if fields["pid"] == 0 else fields["pid"]
+        if fields["state"] != State.STOPPED:
+            fields["exit_code"] = None
+        return cls(**fields)
+
+    def to_oci(self) -> dict[str, object]:
+        """The state of the OCI runtime-spec (runtime.md), as hooks get it on stdin."""
+        state: dict[str, object] = {"ociVersion": OCI_VERSION, "id": self.id}
+        state |= {"status": str(self.state), "bundle": self.bundle}
+        if self.pid is not None:
+            state["pid"] = self.pid
+        if self.annotations:
+            state["annotations"] = dict(self.annotations)
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a program used: seconds of wall clock and of CPU; bytes; None where not known."""
+
+    wall: float
+    user: float
+    system: float
+    max_rss: int | None = None
+    memory_peak: int | None = None
+    pids_peak: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command ended and what it wrote.
+
+    ``returncode`` is the exit status, -N after signal N, which is ``signal`` then. ``stdout`` and
+    ``stderr`` are bytes, ``str`` in text mode, None where not captured; ``stdout_dropped`` and
+    ``stderr_dropped`` count the bytes beyond ``max_output``.
+    """
+
+    args: Sequence[str]
+    returncode: int
+    stdout: Any = None
+    stderr: Any = None
+    signal: int | None = None
+    oom_killed: bool = False
+    stdout_dropped: int = 0
+    stderr_dropped: int = 0
+    timed_out: bool = False
+    usage: Usage | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", tuple(self.args))
+        if self.signal is None and self.returncode < 0:
+            object.__setattr__(self, "signal", _signal(-self.returncode, "returncode"))
+
+    def check_returncode(self) -> None:
+        """Raise `CommandError` unless the status is 0."""
+        if self.returncode:
+            raise CommandError(self)
+
+
+publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Config, Rlimit, Process, SignalConfig)
+publish(State, ContainerState, Usage, Result)

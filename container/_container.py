@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Container`: the ordered lifecycle and its undo."""
+
+import os
+import secrets
+import threading
+import warnings
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import IO, NoReturn, Self
+
+from container._config import (
+    Config,
+    ContainerState,
+    Process,
+    SignalConfig,
+    State,
+    parse_duration,
+    validate_id,
+)
+from container._config import _signal as parse_signal
+from container._errors import (
+    ConfigError,
+    ContainerTimeoutError,
+    StateError,
+    UnsupportedError,
+    launch_error,
+    publish,
+)
+from container._launcher import Child, launch
+from container._plan import explain, make_plan, open_sources
+from container._process import CaptureLimits, ExecProcess, TextMode
+from container._streams import NAMES, Stdio, open_stdio
+
+
+class Container:
+    """A container: namespaces, a file system and a first process, for one run.
+
+    A context manager; leaving it destroys the container. Safe to use from many threads. A process
+    forked from the caller (`os.fork`) cannot use it: `StateError`. The container lives as long as
+    its caller's process, not the thread that started it.
+
+    ``config`` is a `Config` (None: ``Config()``), ``id`` a name of ``[A-Za-z0-9_+.-]`` (None: a
+    random one).
+    """
+
+    def __init__(self, config: Config | None = None, id: str | None = None) -> None:
+        if config is not None and not isinstance(config, Config):
+            raise ConfigError(f"expected Config, got {type(config).__name__}", field="config")
+        self.config = config if config is not None else Config()
+        self.id = validate_id(id) if id is not None else secrets.token_hex(8)
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
+        self._owner = os.getpid()
+        self._lock = threading.Lock()  # held while the state changes by our own doing
+        self._child: Child | None = None
+        self._destroyed = False
+        self._created_at = datetime.now(UTC)
+        self._started_at: datetime | None = None
+        self._stopped_at: datetime | None = None
+
+    # Life
+
+    def create(self, process: Process) -> None:
+        """Set everything up but do not start the program yet (OCI ``create``)."""
+        with self._lock:
+            self._create(process, gate=True)
+
+    def start(self) -> None:
+        """Start the program of a created container; returns once it runs.
+
+        Raises `LaunchError` when it cannot be run; the container is then gone.
+        """
+        with self._lock:
+            child = self._used_child()
+            if self._state(child) != State.CREATED:
+                self._refuse("start", child)
+            child.start()
+            try:
+                while not (child.started or child.over):
+                    child.wait_news(None)
+                    child.receive()
+            except BaseException:
+                child.kill()
+                raise
+            if child.failure is not None:
+                error = explain(child.failure, self._plan)
+                self._close_streams()
+                child.close()
+                raise error
+            self._started_at = datetime.now(UTC)
+
+    def run(self, process: Process, *, detach: bool = False) -> None:
+        """Create and start; returns once the program runs.
+
+        Raises `LaunchError` naming the step that failed; nothing is left behind then.
+        """
+        if detach:
+            raise UnsupportedError("detached containers are not supported yet", field="detach")
+        with self._lock:
+            self._create(process, gate=False)
+            self._started_at = datetime.now(UTC)
+
+    def _create(self, process: Process, *, gate: bool) -> None:
+        self._check_owner()
+        if not isinstance(process, Process):
+            raise ConfigError(f"expected Process, got {type(process).__name__}", field="process")
+        if self._destroyed or self._child is not None:
+            raise StateError(f"container {self.id} was used before; make a new one")
+        stdio = open_stdio({name: getattr(process, name) for name in NAMES})
+        try:
+            self._plan = make_plan(self.config, process, gate=gate)
+            child = self._launch(stdio)
+            self._open_streams(stdio)
+            self._child = child
+        finally:
+            stdio.close()
+
+    def _launch(self, stdio: Stdio) -> Child:
+        plan = self._plan
+        with open_sources(plan) as sources:
+            child = launch(
+                plan.request,
+                plan.identity.maps,
+                sources,
+                stdio.child,
+                by_fd=plan.identity.by_fd,
+            )
+        if child.failure is not None:
+            child.close()
+            raise explain(child.failure, plan)
+        if child.exit is not None and child.exit.lost:
+            child.close()
+            raise launch_error("launcher", None, "the launcher died while it started the container")
+        return child
+
+    def _open_streams(self, stdio: Stdio) -> None:
+        for name in NAMES:
+            fd = stdio.ours.pop(name, None)
+            if fd is not None:
+                setattr(self, name, os.fdopen(fd, "wb" if name == "stdin" else "rb"))
+
+    def _close_streams(self) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                with suppress(OSError):  # what was buffered for a dead process is lost
+                    stream.close()
+
+    def wait(self, timeout: float | timedelta | None = None) -> int:
+        """Wait for the program to end and return its status, -N for signal N.
+
+        ``timeout`` in seconds: `ContainerTimeoutError` when it passes; the container runs on.
+        """
+        limit = None if timeout is None else parse_duration(timeout)
+        child = self._used_child()
+        if self._state(child) == State.CREATED:
+            raise StateError(f"container {self.id} is created, not started: nothing to wait for")
+        deadline = None if limit is None else monotonic() + limit
+        while not child.over:
+            left = None if deadline is None else deadline - monotonic()
+            if not child.wait_news(left) and left is not None and left <= 0:
+                raise ContainerTimeoutError(
+                    f"container {self.id} still runs after {limit:g} seconds"
+                )
+            child.receive()
+        return self._settled(child)
+
+    def _settled(self, child: Child) -> int:
+        self._note_stop(child)
+        if child.exit is None or child.exit.lost:
+            raise StateError(f"container {self.id} was killed: its launcher died")
+        return child.exit.returncode
+
+    def _note_stop(self, child: Child) -> None:
+        if child.over and self._stopped_at is None:
+            self._stopped_at = datetime.now(UTC)
+
+    def signal(self, sig: int) -> None:
+        """Send a signal to the first process. `StateError` when it has ended.
+
+        PID 1 of a PID namespace ignores signals for which it has no handler (pid_namespaces(7)),
+        but for SIGKILL and SIGSTOP from outside.
+        """
+        number = parse_signal(sig, "sig")
+        child = self._used_child()
+        child.receive()
+        if child.over:
+            self._refuse("signal", child)
+        child.signal(number)
+
+    def stop(self, signal_config: SignalConfig | None = None) -> int | None:
+        """Ask the program to end, kill every process when it does not; return its status.
+
+        A container that has ended stays as it is.
+        """
+        config = signal_config if signal_config is not None else SignalConfig()
+        if not isinstance(config, SignalConfig):
+            raise ConfigError(
+                f"expected SignalConfig, got {type(config).__name__}", field="signal_config"
+            )
+        child = self._used_child()
+        deadline = monotonic() + parse_duration(config.stop_timeout)
+        child.receive()
+        if self._state(child) == State.RUNNING:
+            child.signal(config.stop_signal)
+            while not child.over and (left := deadline - monotonic()) > 0:
+                child.wait_news(left)
+                child.receive()
+        self._kill(child)
+        return self.exit_code
+
+    def _kill(self, child: Child) -> None:
+        child.receive()
+        if not child.over:
+            child.signal(9)
+        while not child.over:
+            child.wait_news(None)
+            child.receive()
+        self._note_stop(child)
+
+    def destroy(self) -> None:
+        """Kill every process of the container and give everything back. Idempotent."""
+        if os.getpid() != self._owner:
+            return  # a fork's copy: the container is the parent's
+        with self._lock:
+            self._destroyed = True
+            child = self._child
+            if child is not None:
+                try:
+                    self._kill(child)
+                finally:
+                    child.close()
+                    self._close_streams()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.destroy()
+
+    def __del__(self) -> None:
+        child: Child | None = getattr(self, "_child", None)
+        if child is None or self._owner != os.getpid():
+            return
+        if not child.over and not self._destroyed:
+            warnings.warn(f"container {self.id} was never destroyed", ResourceWarning, stacklevel=2)
+            child.signal(9)
+        child.close()
+
+    # What it is
+
+    @property
+    def pid(self) -> int | None:
+        """Of the first process, in the caller's PID namespace; None before and after its life."""
+        child = self._child
+        if child is None:
+            return None
+        child.receive()
+        return None if child.over else child.pid
+
+    @property
+    def pidfd(self) -> int | None:
+        """A pidfd of the first process, readable once it has ended (pidfd_open(2)).
+
+        It belongs to the container and closes with it; None without a process.
+        """
+        return None if self._child is None else self._child.pidfd
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it has not ended, then as ``subprocess.Popen.returncode``."""
+        child = self._child
+        if child is None:
+            return None
+        child.receive()
+        self._note_stop(child)
+        return None if child.exit is None else child.exit.returncode
+
+    @property
+    def state(self) -> ContainerState:
+        """A snapshot. `StateError` if nothing was created yet."""
+        child = self._child
+        exit_code = self.exit_code
+        return ContainerState(
+            id=self.id,
+            state=State.CREATING if child is None else self._state(child),
+            pid=self.pid,
+            exit_code=exit_code,
+            created_at=self._created_at,
+            started_at=self._started_at,
+            stopped_at=self._stopped_at,
+        )
+
+    def _as_process(
+        self, process: Process, text: TextMode | None, capture: CaptureLimits
+    ) -> ExecProcess:
+        """The command of a running container, as `popen` hands it out with its streams."""
+        streams = {
+            name: stream for name in NAMES if (stream := getattr(self, name)) is not None
+        }
+        self.stdin = self.stdout = self.stderr = None
+        return ExecProcess(process, self._used_child(), streams, self.destroy, text, capture)
+
+    def _state(self, child: Child) -> State:
+        child.receive()
+        if child.over:
+            return State.STOPPED
+        return State.RUNNING if child.started else State.CREATED
+
+    def _used_child(self) -> Child:
+        self._check_owner()
+        if self._child is None:
+            raise StateError(f"container {self.id} has not been created")
+        return self._child
+
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise StateError(
+                f"container {self.id} belongs to process {self._owner}, not to its fork"
+            )
+
+    def _refuse(self, action: str, child: Child) -> NoReturn:
+        raise StateError(f"cannot {action} container {self.id}: it is {self._state(child)}")
+
+    def __repr__(self) -> str:
+        child = self._child
+        state = State.CREATING if child is None else self._state(child)
+        return f"<Container {self.id} {state}>"
+
+
+publish(Container)

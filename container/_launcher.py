@@ -1,0 +1,725 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher process and the messages to and from it: the only door to the cffi module.
+
+One launcher per process, started on first use, replaced after ``os.fork()``, after its own death
+and after a change of the caller's rights. Every start has a socket of its own, its channel: the
+request's other end of it reports what became of the container, so threads do not wait for each
+other, and nothing has to be matched up.
+"""
+
+import atexit
+import errno
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import partial
+from select import POLLIN, poll
+from typing import Final
+
+from container import _ids
+from container._config import IDMapping
+from container._errors import UnsupportedError, launch_error
+from container._native import ffi, lib
+from container._rootfs import Row, RowFlag
+
+STEPS: Final[dict[int, str]] = {
+    value: name.removeprefix("STEP_").lower().replace("_", "-")
+    for value, name in ffi.typeof("enum step").elements.items()
+    if name not in ("STEP_NONE", "STEP_COUNT")
+}
+
+
+class StartFlag(IntFlag):
+    """``enum start_flag``."""
+
+    GATE = lib.START_GATE
+    FRESH_USER = lib.START_FRESH_USER
+    DENY_SETGROUPS = lib.START_DENY_SETGROUPS
+    SET_GROUPS = lib.START_SET_GROUPS
+    LOOPBACK = lib.START_LOOPBACK
+    LOCK_MOUNTS = lib.START_LOCK_MOUNTS
+    CHROOT = lib.START_CHROOT
+    NO_NEW_PRIVS = lib.START_NO_NEW_PRIVS
+    PRIVATE = lib.START_PRIVATE
+
+
+_MFD_EXEC = 0x10
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
+_EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
+_FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
+# Namespaces that one thread can leave without its process: names in /proc/PID/ns.
+_THREAD_NAMESPACES = {
+    "mnt": 0x20000,
+    "net": 0x40000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "cgroup": 0x02000000,
+    "pid_for_children": 0x20000000,
+}
+
+
+# Requests --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the caller opened for a row of a bind mount."""
+
+    fd: int
+    device: int
+    inode: int
+    is_directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    resource: int
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """All that the launcher is told of a container, in Python's terms."""
+
+    clone_flags: int
+    flags: int
+    rows: Sequence[Row]
+    programs: Sequence[str]
+    args: Sequence[str]
+    env: Sequence[str]
+    groups: Sequence[int]
+    limits: Sequence[Limit]
+    hostname: str
+    cwd: str
+    uid: int
+    gid: int
+    umask: int
+    bounding: int
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+
+# A test of the undo sets this to a step's number: that step then fails with EIO.
+fail_step = 0
+
+
+class _Blob:
+    """Strings and bytes behind the fixed part of a request, with their offsets."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        self.parts: list[bytes] = []
+        self.known: dict[bytes, int] = {}
+
+    def add(self, data: bytes) -> int:
+        offset = self.offset
+        self.parts.append(data)
+        self.offset += len(data)
+        return offset
+
+    def string(self, text: str) -> int:
+        data = os.fsencode(text) + b"\0"
+        offset = self.known.get(data)
+        if offset is None:
+            offset = self.known[data] = self.add(data)
+        return offset
+
+
+def _map_text(mappings: Sequence[IDMapping]) -> bytes:
+    return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
+
+
+def encode_start(
+    request: StartRequest,
+    maps: tuple[Sequence[IDMapping], Sequence[IDMapping]],
+    sources: Sequence[Source | None],
+    *,
+    by_fd: bool,
+) -> bytes:
+    """The bytes of ``struct start``; ``by_fd``: the launcher copies the sources, as root."""
+    header_size: int = ffi.sizeof("struct start")
+    rows_size = len(request.rows) * ffi.sizeof("struct row")
+    limits_size = len(request.limits) * ffi.sizeof("struct limit")
+    strings = (request.programs, request.args, request.env)
+    limits_at = header_size + rows_size
+    numbers_at = limits_at + limits_size
+    number_count = sum(map(len, strings)) + len(request.groups)
+    blob = _Blob(numbers_at + 4 * number_count)
+    rows = _encode_rows(request.rows, sources, blob, by_fd)
+    numbers: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for texts in strings:
+        spans.append((numbers_at + 4 * len(numbers), len(texts)))
+        numbers += [blob.string(text) for text in texts]
+    groups = (numbers_at + 4 * len(numbers), len(request.groups))
+    numbers += request.groups
+    uid_map, gid_map = (_map_text(mappings) for mappings in maps)
+    header = ffi.new("struct start *")
+    header.op = lib.REQUEST_START
+    header.flags = request.flags
+    header.fail_step = fail_step
+    header.clone_flags = request.clone_flags
+    header.uid_map = (blob.add(uid_map), len(uid_map))
+    header.gid_map = (blob.add(gid_map), len(gid_map))
+    header.rows = (header_size, len(request.rows))
+    header.rlimits = (limits_at, len(request.limits))
+    header.programs, header.args, header.env = spans
+    header.groups = groups
+    header.source_count = sum(source is not None for source in sources) if by_fd else 0
+    header.hostname = blob.string(request.hostname)
+    header.cwd = blob.string(request.cwd)
+    for name in (
+        *("uid", "gid", "umask"),
+        *("bounding", "effective", "permitted", "inheritable", "ambient"),
+    ):
+        setattr(header, name, getattr(request, name))
+    blob.add(b"\0")
+    header.size = blob.offset
+    limits = ffi.new("struct limit[]", [(x.resource, 0, x.soft, x.hard) for x in request.limits])
+    return b"".join(
+        (
+            bytes(ffi.buffer(header)),
+            rows,
+            bytes(ffi.buffer(limits)),
+            bytes(ffi.buffer(ffi.new("uint32_t[]", numbers))),
+            *blob.parts,
+        )
+    )
+
+
+def _encode_rows(
+    rows: Sequence[Row], sources: Sequence[Source | None], blob: _Blob, by_fd: bool
+) -> bytes:
+    encoded = []
+    next_fd = 0
+    for row, source in zip(rows, sources, strict=True):
+        flags = row.flags
+        source_fd = -1
+        device, inode = row.device, 0
+        if source is not None:
+            made = RowFlag.MAKE_DIRECTORY if source.is_directory else RowFlag.MAKE_FILE
+            flags |= made
+            if by_fd:
+                source_fd, next_fd = next_fd, next_fd + 1
+            else:
+                flags |= RowFlag.CHECK_INODE
+                device = (os.major(source.device), os.minor(source.device))
+                inode = source.inode
+        data = (blob.add(row.data), len(row.data))
+        encoded.append(
+            (
+                *(row.op, flags, row.base, blob.string(row.target), blob.string(row.source)),
+                *(source_fd, data, row.mode, row.attributes, *device, inode),
+            )
+        )
+    return bytes(ffi.buffer(ffi.new("struct row[]", encoded)))
+
+
+# Children --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The end of a container's first process. Times in seconds, max_rss in bytes."""
+
+    returncode: int
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int | None = None
+    lost: bool = False  # the launcher died: killed, without a report
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the launcher says of a start that failed."""
+
+    step: str
+    errno: int
+    row: int
+    value: int
+
+
+class Child:
+    """A container's first process, as the launcher reports it. Thread-safe.
+
+    `channel` is readable whenever there is news, and stays so after the end, so any number of
+    threads may poll it; who gets the lock reads.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.pid: int | None = None
+        self.pidfd: int | None = None
+        self.started = False
+        self.exit: Exit | None = None
+        self.failure: Failure | None = None
+        self._release: Callable[[], None] = _nothing
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def receive(self) -> bool:
+        """Take one report in; False when none is there or none will come any more."""
+        with self._lock:
+            if self.over or self._closed:
+                return False
+            fds: list[int] = []
+            try:
+                data, fds, _, _ = socket.recv_fds(
+                    self.channel, _REPORT_SIZE, 1, socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                data = b""
+            self._take(data, fds)
+            return True
+
+    def on_end(self, release: Callable[[], None]) -> None:
+        """Have ``release`` called once the first process is reaped."""
+        self._release = release
+
+    @property
+    def over(self) -> bool:
+        """Nothing will be reported after this."""
+        return self.exit is not None or self.failure is not None
+
+    def _take(self, data: bytes, fds: list[int]) -> None:
+        if len(data) != _REPORT_SIZE:
+            self._lose()
+            return
+        report = ffi.from_buffer("struct report *", data)
+        if fds:
+            self.pidfd = fds[0]
+        if report.kind in (lib.REPORT_CREATED, lib.REPORT_STARTED):
+            self.pid = report.pid
+            self.started = report.kind == lib.REPORT_STARTED
+        elif report.kind == lib.REPORT_FAILED:
+            step = STEPS.get(report.step, "launcher")
+            self.failure = Failure(step, report.error, report.row, report.value)
+            self._release()
+        elif report.kind == lib.REPORT_EXITED:
+            self.exit = Exit(
+                os.waitstatus_to_exitcode(report.wait_status),
+                report.user_time / 1e6,
+                report.system_time / 1e6,
+                report.max_rss,
+            )
+            self._release()
+
+    def _lose(self) -> None:
+        # The launcher is gone, and with it by their death signal its children; one that took
+        # that off itself gets its end from us.
+        if self.pidfd is not None:
+            try:
+                _send_signal(self.pidfd, 9)
+            except ProcessLookupError:
+                pass
+            else:
+                wait_readable(self.pidfd, None)
+        self.exit = Exit(-9, lost=True)
+
+    def command(self, op: int, value: int = 0) -> None:
+        """Tell the launcher something about this container; it may be gone already."""
+        data = bytes(ffi.buffer(ffi.new("struct command *", (op, value))))
+        try:
+            self.channel.send(data, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
+
+    def signal(self, number: int) -> None:
+        self.command(lib.COMMAND_SIGNAL, number)
+
+    def start(self) -> None:
+        self.command(lib.COMMAND_START)
+
+    def wait_news(self, timeout: float | None) -> bool:
+        """Poll until something can be received (True) or ``timeout`` seconds have passed."""
+        with self._lock:
+            if self._closed or self.over:
+                return True
+            self._users += 1
+        try:
+            return wait_readable(self.channel.fileno(), timeout)
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._closed:
+                    self._close_now()
+
+    def kill(self) -> None:
+        """Kill every process of the container and wait until it is reaped; then close."""
+        try:
+            self.signal(9)
+            while not self.over:
+                self.wait_news(None)
+                self.receive()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the fds back; the launcher kills what still runs."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._close_now()
+
+    def _close_now(self) -> None:
+        if self._users > 0:
+            return
+        self.channel.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+def _send_signal(pidfd: int, number: int) -> None:
+    import signal
+
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def wait_readable(fd: int, timeout: float | None) -> bool:
+    """poll(2) one fd; ``timeout`` in seconds, None for ever."""
+    poller = poll()
+    poller.register(fd, POLLIN)
+    return bool(poller.poll(None if timeout is None else max(0, -int(-timeout * 1000))))
+
+
+# The launcher ----------------------------------------------------------------------------------
+
+
+class _Gone(Exception):
+    """This launcher takes no requests (any more); another one may."""
+
+
+class Launcher:
+    """One running launcher process."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._free: list[int] = []
+        self._lock = threading.Lock()
+        self._slots = range(0)
+        with theirs:
+            try:
+                self.pid = self._spawn(theirs)
+                self.pidfd = os.pidfd_open(self.pid)
+            except BaseException:
+                self.socket.close()
+                raise
+        self._identity = os.fstat(self.socket.fileno())[1:3]
+
+    def _spawn(self, theirs: socket.socket) -> int:
+        fds: list[int] = []
+        try:
+            fds.append(status := os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC))
+            # Read before the launcher exists: whatever changes after that is noticed.
+            self.socket.send(os.pread(status, 65536, 0))
+            fds.append(pidfd := os.pidfd_open(os.getpid()))
+            fds.append(program := _open_program())
+            spawn = ffi.new("struct spawn *")
+            spawn.program, spawn.socket = program, theirs.fileno()
+            spawn.caller_pidfd, spawn.caller_status = pidfd, status
+            spawn.join = _left_namespaces()
+            pid: int = lib.spawn_launcher(spawn)
+        except OSError as error:
+            raise launch_error(
+                "launcher", error.errno, "cannot start the launcher", error.filename
+            ) from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if pid < 0:
+            raise launch_error("launcher", spawn.error, "cannot start the launcher")
+        return pid
+
+    def is_ours(self) -> bool:
+        """Whether it can be asked: started by this process, and its socket still open."""
+        if self.owner != os.getpid():
+            return False
+        try:
+            # A program that closes every fd (a daemon) closes ours, and may reuse the number.
+            return os.fstat(self.socket.fileno())[1:3] == self._identity
+        except OSError:
+            return False
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self.socket, [data], fds, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise _Gone from error
+
+    def acquire_range(self) -> int:
+        """A slot of host ids that no other container of this machine has."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return self._lease()
+
+    def release_range(self, slot: int) -> None:
+        with self._lock:
+            self._free.append(slot)
+
+    def _lease(self) -> int:
+        slots = self._slots = self._slots or _ids.available_slots()
+        if not slots:
+            raise UnsupportedError(
+                "this user namespace has no 65536 free ids for a container; give uid_mappings"
+                " and gid_mappings",
+                field="namespaces.user",
+            )
+        try:
+            path = os.fsencode(_ids.lock_file()) + b"\0"
+        except OSError as error:
+            raise launch_error(
+                "lease", error.errno, f"cannot use {error.filename!r} for id leases", error.filename
+            ) from error
+        size = ffi.sizeof("struct lease")
+        # Begin anywhere: ids that were just given back elsewhere are not taken at once.
+        start = slots[int.from_bytes(os.urandom(4), "little") % len(slots)]
+        fields = (lib.REQUEST_LEASE, size + len(path), size, slots.start, len(slots), start)
+        header = ffi.new("struct lease *", fields)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                self.send(bytes(ffi.buffer(header)) + path, [theirs.fileno()])
+            data = ours.recv(_REPORT_SIZE)
+        if len(data) != _REPORT_SIZE:
+            raise _Gone
+        report = ffi.from_buffer("struct report *", data)
+        if report.kind == lib.REPORT_LEASED:
+            slot: int = report.value
+            return slot
+        if STEPS.get(report.step) == "rights":
+            raise _Gone
+        raise launch_error("lease", report.error, "cannot lock a range of host ids", path[:-1])
+
+    def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
+        """Send one request; the answer comes by the Child's reports."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        memfd = -1
+        try:
+            with theirs:
+                fds = [theirs.fileno()]
+                if len(request) > lib.MAX_INLINE:
+                    memfd = _seal_request(request)
+                    fds.append(memfd)
+                    request = _say_memfd(request)
+                fds += stdio
+                first = _FDS_PER_MESSAGE - len(fds)
+                # What does not fit waits on the channel before the launcher looks for it.
+                for i in range(first, len(sources), _FDS_PER_MESSAGE):
+                    socket.send_fds(ours, [b"\0"], sources[i : i + _FDS_PER_MESSAGE])
+                self.send(request, [*fds, *sources[:first]])
+            return Child(ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            if memfd >= 0:
+                os.close(memfd)
+
+    def close(self) -> None:
+        """Stop asking it. With its last container it ends by itself."""
+        if self.owner == os.getpid() and self.is_ours():
+            self.socket.close()
+        else:
+            self.socket.detach()  # not our fd any more, or not our launcher
+
+
+def _say_memfd(request: bytes) -> bytes:
+    """The head of a request whose whole is in a memfd."""
+    head = bytearray(request[: ffi.sizeof("struct start")])
+    ffi.from_buffer("struct start *", head).flags |= lib.START_IN_MEMFD
+    return bytes(head)
+
+
+def _seal_request(request: bytes) -> int:
+    fd = os.memfd_create("container-request", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(request)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def _open_program() -> int:
+    """The launcher's image as an fd that can be executed and not be written."""
+    image = bytes(ffi.buffer(lib.launcher_image(), lib.launcher_image_size()))
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("container-launcher", flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno == errno.EACCES:  # vm.memfd_noexec=2
+            return _private_file(image)
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("container-launcher", flags)  # before Linux 6.3
+    try:
+        _write_all(fd, image)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _private_file(image: bytes) -> int:
+    """For hosts whose memfds cannot be executed: a nameless file on a file system that can."""
+    candidates = (os.environ.get("XDG_RUNTIME_DIR"), "/run", "/dev/shm", "/tmp", "/var/tmp")
+    last: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for directory in filter(None, candidates):
+        try:
+            if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+                continue
+            fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o700)
+        except OSError as error:
+            last = error
+            continue
+        try:
+            _write_all(fd, image)
+            # Executed must be an fd that was never open for writing, or it is "text busy".
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(fd)
+    raise last
+
+
+def _left_namespaces() -> int:
+    """CLONE_NEW* of the namespaces in which this thread is not where its process is."""
+    left = 0
+    for name, flag in _THREAD_NAMESPACES.items():
+        if os.readlink(f"/proc/self/ns/{name}") != os.readlink(f"/proc/thread-self/ns/{name}"):
+            left |= flag
+    return left
+
+
+_lock = threading.RLock()
+_current: Launcher | None = None
+
+
+def _get() -> Launcher:
+    global _current  # noqa: PLW0603 - the one launcher of this process
+    with _lock:
+        if _current is not None and not _current.is_ours():
+            _drop(_current)
+        if _current is None:
+            _current = Launcher()
+        return _current
+
+
+def _drop(launcher: Launcher) -> None:
+    global _current  # noqa: PLW0603
+    with _lock:
+        if _current is launcher:
+            _current = None
+        launcher.close()
+
+
+def _forget_in_fork() -> None:
+    global _current, _lock  # noqa: PLW0603
+    _lock = threading.RLock()  # another thread of the parent may have held it
+    if _current is not None:
+        _current.socket.close()  # our copy of the parent's: its end must be the parent's end
+        os.close(_current.pidfd)
+        _current = None
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)
+
+
+@atexit.register
+def _end_with_interpreter() -> None:
+    """Close the socket, which ends every attached container, and see that done."""
+    launcher = _current
+    if launcher is not None and launcher.is_ours():
+        _drop(launcher)
+        wait_readable(launcher.pidfd, _EXIT_PATIENCE)
+
+
+def launcher_pid() -> int:
+    """The pid of this process's launcher, which is started if need be."""
+    return _get().pid
+
+
+Maps = tuple[Sequence[IDMapping], Sequence[IDMapping]]
+
+
+def _attempt(
+    launcher: Launcher,
+    request: StartRequest,
+    maps: Maps | None,
+    sources: Sequence[Source | None],
+    stdio: Sequence[int],
+    *,
+    by_fd: bool,
+) -> Child:
+    release: Callable[[], None] = _nothing
+    if maps is None:
+        slot = launcher.acquire_range()
+        maps = (_ids.range_mapping(slot), _ids.range_mapping(slot))
+        release = partial(launcher.release_range, slot)
+    try:
+        data = encode_start(request, maps, sources, by_fd=by_fd)
+        fds = [source.fd for source in sources if source is not None] if by_fd else []
+        child = launcher.start(data, fds, stdio)
+    except BaseException:
+        release()
+        raise
+    child.on_end(release)
+    try:
+        while not (child.pid or child.over):
+            child.wait_news(None)
+            child.receive()
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def _nothing() -> None:
+    pass
+
+
+def launch(
+    request: StartRequest,
+    maps: Maps | None,
+    sources: Sequence[Source | None],
+    stdio: Sequence[int],
+    *,
+    by_fd: bool,
+) -> Child:
+    """Start a container and wait for its first report: created, started or failed.
+
+    ``maps`` None leases a range of host ids for as long as the container lives. A launcher that
+    turns out to be dead, or to have more rights than we have now, is replaced, once.
+    """
+    for _ in range(2):
+        launcher = _get()
+        try:
+            child = _attempt(launcher, request, maps, sources, stdio, by_fd=by_fd)
+        except _Gone:
+            _drop(launcher)
+            continue
+        if child.failure is not None and child.failure.step == "rights" and not fail_step:
+            child.close()
+            _drop(launcher)
+            continue
+        return child
+    raise launch_error("launcher", None, "the launcher died twice while it was asked")

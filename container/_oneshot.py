@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`run` and `popen`: one command in a fresh container."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Literal
+
+from container._config import (
+    DEVNULL,
+    PIPE,
+    Config,
+    HasFileno,
+    HostRoot,
+    Mount,
+    Process,
+    Result,
+    StrPath,
+    parse_duration,
+    parse_size,
+)
+from container._container import Container
+from container._errors import CommandError, ConfigError, UnsupportedError, publish
+from container._process import CaptureLimits, ExecProcess, TextMode
+
+Bind = Mount | str
+
+
+def parse_bind(value: Bind, field: str) -> Mount:
+    """``"SRC:DST[:ro]"`` or a `Mount`."""
+    if isinstance(value, Mount):
+        return value
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"expected a Mount or 'SRC:DST[:ro]', got {type(value).__name__}", field=field
+        )
+    parts = value.split(":")
+    if len(parts) not in (2, 3) or parts[2:] not in ([], ["ro"], ["rw"]):
+        raise ConfigError(f"expected 'SRC:DST[:ro]', got {value!r}", field=field)
+    try:
+        return Mount.bind(parts[0], parts[1], read_only=parts[2:] == ["ro"])
+    except ConfigError as error:
+        raise ConfigError(error.detail, field=f"{field}.{error.field}") from None
+
+
+def _config(
+    config: Config | None, root: StrPath | HostRoot | None, binds: Sequence[Bind]
+) -> Config:
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(f"expected Config, got {type(config).__name__}", field="config")
+    if isinstance(binds, str) or not isinstance(binds, Sequence):
+        raise ConfigError(f"expected a sequence, got {type(binds).__name__}", field="binds")
+    config = config if config is not None else Config()
+    mounts = [parse_bind(bind, f"binds[{i}]") for i, bind in enumerate(binds)]
+    if root is None and not mounts:
+        return config
+    return replace(
+        config,
+        root=root if root is not None else config.root,
+        mounts=(*config.mounts, *mounts),
+    )
+
+
+def _refuse_absent(memory: object, cpus: object, pids: object, network: object) -> None:
+    for field, value in (("memory", memory), ("cpus", cpus), ("pids", pids)):
+        if value is not None:
+            raise UnsupportedError("resource limits are not supported yet", field=field)
+    if network != "none":
+        raise UnsupportedError("only 'none' is supported yet", field="network")
+
+
+def _capture(max_output: int | str | None, keep: str) -> CaptureLimits:
+    if keep not in ("head", "tail"):
+        raise ConfigError(f"expected 'head' or 'tail', got {keep!r}", field="keep")
+    limit = None
+    if max_output is not None:
+        limit = parse_size(max_output, "max_output", unlimited=True)
+    return CaptureLimits(None if limit == -1 else limit, "head" if keep == "head" else "tail")
+
+
+def _text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode | None:
+    if not (text or encoding or errors):
+        return None
+    mode = TextMode(encoding or "utf-8", errors or "strict")
+    try:
+        b"".decode(mode.encoding, mode.errors)
+    except LookupError as error:
+        raise ConfigError(str(error), field="encoding") from None
+    return mode
+
+
+def run(
+    args: Sequence[StrPath],
+    *,
+    root: StrPath | HostRoot | None = None,
+    config: Config | None = None,
+    input: bytes | str | None = None,
+    stdin: int | HasFileno | None = DEVNULL,
+    stdout: int | HasFileno | None = PIPE,
+    stderr: int | HasFileno | None = PIPE,
+    env: Mapping[str, str] | None = None,
+    cwd: StrPath | None = None,
+    user: int | str | None = None,
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids: int | None = None,
+    network: str = "none",
+    binds: Sequence[Bind] = (),
+    timeout: float | timedelta | None = None,
+    max_output: int | str | None = "16M",
+    keep: Literal["head", "tail"] = "head",
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+    check: bool = False,
+) -> Result:
+    """Run a command in a fresh container and return what became of it.
+
+    ``args[0]`` is looked up in the container's PATH. ``root`` is a directory that becomes ``/``
+    (None: the host's ``/usr`` and little else, `HostRoot`); ``config`` says the rest. ``input``
+    is sent to stdin, else stdin is ``/dev/null``. Output is captured, ``max_output`` bytes of
+    each stream (-1: all), of which ``keep`` says the end that stays; ``stdout_dropped`` counts
+    the rest. ``env`` is added to PATH, HOME, TERM and LANG. ``binds`` are `Mount` or
+    ``"SRC:DST[:ro]"``. ``text``, ``encoding`` and ``errors`` as in ``subprocess.run``, but UTF-8.
+
+    At ``timeout`` seconds every process of the container is killed: `ContainerTimeoutError`.
+    ``check=True`` raises `CommandError` for a status other than 0. Both have ``.result``. Other
+    errors: `ConfigError` names a bad parameter, `LaunchError` the step that failed,
+    `UnsupportedError` what this version does not do. Whatever happens, nothing stays behind.
+    """
+    limit = None if timeout is None else parse_duration(timeout)
+    if input is not None:
+        if stdin not in (DEVNULL, PIPE, None):
+            raise ConfigError("cannot be given together with input", field="stdin")
+        stdin = PIPE
+    mode = _text_mode(text, encoding, errors)
+    if isinstance(input, str) and mode is None:
+        raise ConfigError("must be bytes unless text=True", field="input")
+    if input is not None and not isinstance(input, str | bytes | bytearray | memoryview):
+        raise ConfigError(f"expected bytes or str, got {type(input).__name__}", field="input")
+    process = popen(
+        args,
+        root=root,
+        config=config,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+        cwd=cwd,
+        user=user,
+        memory=memory,
+        cpus=cpus,
+        pids=pids,
+        network=network,
+        binds=binds,
+        max_output=max_output,
+        keep=keep,
+        text=text,
+        encoding=encoding,
+        errors=errors,
+    )
+    result = process._exchange(input, limit)
+    if check and result.returncode != 0:
+        raise CommandError(result)
+    return result
+
+
+def popen(
+    args: Sequence[StrPath],
+    *,
+    root: StrPath | HostRoot | None = None,
+    config: Config | None = None,
+    stdin: int | HasFileno | None = DEVNULL,
+    stdout: int | HasFileno | None = PIPE,
+    stderr: int | HasFileno | None = PIPE,
+    env: Mapping[str, str] | None = None,
+    cwd: StrPath | None = None,
+    user: int | str | None = None,
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids: int | None = None,
+    network: str = "none",
+    binds: Sequence[Bind] = (),
+    max_output: int | str | None = "16M",
+    keep: Literal["head", "tail"] = "head",
+    text: bool = False,
+    encoding: str | None = None,
+    errors: str | None = None,
+) -> ExecProcess:
+    """Start a command in a fresh container and return at once; parameters as in `run`.
+
+    The container goes when the command ends, however many processes it started.
+    """
+    _refuse_absent(memory, cpus, pids, network)
+    mode = _text_mode(text, encoding, errors)
+    capture = _capture(max_output, keep)
+    process = Process(
+        args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr
+    )
+    box = Container(_config(config, root, binds))
+    box.run(process)
+    return box._as_process(process, mode, capture)
+
+
+publish(run, popen)

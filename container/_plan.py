@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From Config and Process to the request that the launcher gets, and from its answer to an error."""
+
+import os
+import resource
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from errno import E2BIG, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
+
+from container import _ids
+from container._capabilities import to_mask
+from container._config import Config, IDMapping, Process, parse_user
+from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._launcher import Failure, Limit, Maps, Source, StartFlag, StartRequest
+from container._rootfs import (
+    Op,
+    Row,
+    RowFlag,
+    Surroundings,
+    host_layout,
+    needs_locked_mounts,
+    plan_rows,
+)
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_INFINITY = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which ids of the host the container has, and what follows for its set-up."""
+
+    maps: Maps | None  # None: a leased range
+    flags: StartFlag
+    idmap: bool
+    known: Maps  # as `maps`; for a lease, with ids that say how many there are
+    by_fd: bool  # the launcher, as root, copies the sources
+
+
+def identify(config: Config) -> Identity:
+    """Choose the id maps by design: a root caller is never mapped unless it says so itself."""
+    root = os.geteuid() == 0
+    if not config.namespaces.user:
+        flags = StartFlag.SET_GROUPS | StartFlag.PRIVATE
+        return Identity(((), ()), flags, False, ((), ()), root)
+    if config.uid_mappings:
+        return _given_identity(config, root)
+    if root and _ids.can_lease():
+        any_range = _ids.range_mapping(0)
+        flags = StartFlag.FRESH_USER | StartFlag.SET_GROUPS
+        return Identity(None, flags, True, (any_range, any_range), True)
+    if root and _ids.maps_host_root():
+        raise UnsupportedError(
+            "no 65536 ids are free for a container here, and host root is never mapped by"
+            " itself; give uid_mappings and gid_mappings",
+            field="namespaces.user",
+        )
+    maps = (_ids.own_id_mapping(os.geteuid()), _ids.own_id_mapping(os.getegid()))
+    return Identity(
+        maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False
+    )
+
+
+def _given_identity(config: Config, root: bool) -> Identity:
+    maps = (config.uid_mappings, config.gid_mappings)
+    for name, mappings in zip(("uid_mappings", "gid_mappings"), maps, strict=True):
+        if not _has_id(0, mappings):
+            raise UnsupportedError("container id 0 must be mapped", field=name)
+    if root:
+        return Identity(maps, StartFlag.FRESH_USER | StartFlag.SET_GROUPS, False, maps, True)
+    for name, mappings, own in (
+        ("uid_mappings", config.uid_mappings, os.geteuid()),
+        ("gid_mappings", config.gid_mappings, os.getegid()),
+    ):
+        if tuple(mappings) != _ids.own_id_mapping(own):
+            raise UnsupportedError(
+                f"without root only the own id can be mapped yet: IDMapping(0, {own}, 1)",
+                field=name,
+            )
+    return Identity(maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False)
+
+
+def _has_id(container_id: int, mappings: Sequence[IDMapping]) -> bool:
+    return any(m.container_id <= container_id < m.container_id + m.size for m in mappings)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a start needs, but the stdio."""
+
+    request: StartRequest
+    identity: Identity
+    config: Config
+
+
+def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
+    """Plan a start; ``gate``: stop before the program, for `Container.create`."""
+    identity = identify(config)
+    uid, gid, groups = _ids_of(process, identity)
+    around = Surroundings(identity.idmap, identity.known[1])
+    env = _environment(process, uid)
+    namespaces = config.namespaces
+    flags = identity.flags
+    for wanted, flag in (
+        (gate, StartFlag.GATE),
+        (namespaces.net, StartFlag.LOOPBACK),
+        (needs_locked_mounts(config), StartFlag.LOCK_MOUNTS),
+        (not config.use_pivot_root, StartFlag.CHROOT),
+        (config.no_new_privileges, StartFlag.NO_NEW_PRIVS),
+    ):
+        if wanted:
+            flags |= flag
+    capabilities = config.capabilities
+    request = StartRequest(
+        clone_flags=namespaces.clone_flags(),
+        flags=flags,
+        rows=[_absolute(row) for row in plan_rows(config, host_layout(), around)],
+        programs=_programs(str(process.args[0]), env["PATH"]),
+        args=[str(arg) for arg in process.args],
+        env=[f"{name}={value}" for name, value in env.items()],
+        groups=groups,
+        limits=_limits(process),
+        hostname=config.hostname if namespaces.uts else "",
+        cwd=str(process.cwd or "/"),
+        uid=uid,
+        gid=gid,
+        umask=process.umask,
+        bounding=to_mask(capabilities.bounding),
+        effective=to_mask(capabilities.effective),
+        permitted=to_mask(capabilities.permitted),
+        inheritable=to_mask(capabilities.inheritable),
+        ambient=to_mask(capabilities.ambient),
+    )
+    return Plan(request, identity, config)
+
+
+def _ids_of(process: Process, identity: Identity) -> tuple[int, int, Sequence[int]]:
+    uid, gid = parse_user(process.user) if process.user is not None else (0, 0)
+    gid = gid or 0
+    uids, gids = identity.known
+    if identity.flags & StartFlag.FRESH_USER:
+        wanted = [("user", uid, uids), ("user", gid, gids)]
+        wanted += [(f"groups[{i}]", group, gids) for i, group in enumerate(process.groups)]
+        for field, number, mappings in wanted:
+            if not _has_id(number, mappings):
+                raise ConfigError(
+                    f"id {number} is not mapped into this container's user namespace", field=field
+                )
+    if identity.flags & StartFlag.DENY_SETGROUPS:
+        if process.groups:
+            raise UnsupportedError(
+                "groups cannot be set in a container with a single id (setgroups(2) is denied)",
+                field="groups",
+            )
+        return uid, gid, ()
+    # The primary group among them: a file that denies it must deny it however it is checked.
+    return uid, gid, tuple(dict.fromkeys((gid, *process.groups)))
+
+
+def _environment(process: Process, uid: int) -> dict[str, str]:
+    home = "/root" if uid == 0 else "/"
+    env = {"PATH": _DEFAULT_PATH, "HOME": home, "TERM": "xterm", "LANG": "C.UTF-8"}
+    return env | dict(process.env or {})
+
+
+def _programs(program: str, path: str) -> list[str]:
+    if "/" in program:
+        return [program]
+    return [os.path.join(directory or ".", program) for directory in path.split(":")]
+
+
+def _limits(process: Process) -> list[Limit]:
+    # The launcher's own limit of files is raised; the container gets the caller's.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = {
+        resource.RLIMIT_NOFILE: (soft, hard),
+        resource.RLIMIT_CORE: (0, 0),  # a core_pattern helper of the host would get the memory
+    }
+    limits |= {limit.number: (int(limit.soft), int(limit.hard)) for limit in process.rlimits}
+    return [
+        Limit(number, soft % (_INFINITY + 1), hard % (_INFINITY + 1))
+        for number, (soft, hard) in limits.items()
+    ]
+
+
+def _absolute(row: Row) -> Row:
+    if not row.opened or os.path.isabs(row.source):
+        return row
+    from dataclasses import replace
+
+    return replace(row, source=os.path.abspath(row.source))
+
+
+@contextmanager
+def open_sources(plan: Plan) -> Iterator[list[Source | None]]:
+    """Open what rows bind, with the caller's rights and in its mount namespace."""
+    with ExitStack() as stack:
+        sources: list[Source | None] = []
+        for index, row in enumerate(plan.request.rows):
+            if not row.opened:
+                sources.append(None)
+                continue
+            flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if index == 0 else 0)
+            try:
+                fd = os.open(row.source, flags)
+            except OSError as error:
+                raise launch_error(
+                    "sources", error.errno, f"cannot open {row.what}", row.source
+                ) from None
+            stack.callback(os.close, fd)
+            status = os.fstat(fd)
+            directory = stat.S_ISDIR(status.st_mode)
+            sources.append(Source(fd, status.st_dev, status.st_ino, directory))
+        yield sources
+
+
+# Errors ----------------------------------------------------------------------------------------
+
+_DETAILS = {
+    "request": "the launcher cannot use the request",
+    "rights": "the rights of the caller changed",
+    "clone": "cannot create the namespaces",
+    "id-maps": "cannot write the id maps of the user namespace",
+    "sync": "the launcher ended while it set the container up",
+    "session": "cannot start a session with a keyring of its own",
+    "setup-ids": "cannot become root of the user namespace",
+    "network": "cannot raise the loopback interface",
+    "pivot": "cannot make the new root the root",
+    "lock-mounts": "cannot lock the flags of the mounts",
+    "gate": "the launcher ended before the container was started",
+    "bounding": "cannot drop capabilities from the bounding set",
+    "capabilities": "cannot set the capabilities",
+    "no-new-privs": "cannot set no_new_privs",
+    "fds": "cannot lay out the standard streams",
+}
+
+
+def explain(failure: Failure, plan: Plan) -> LaunchError:
+    """Word what the launcher reported in numbers."""
+    request = plan.request
+    detail, path = _DETAILS.get(failure.step, f"step {failure.step} failed"), None
+    if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(request.rows):
+        row = request.rows[failure.row]
+        verb = {Op.BIND: "bind", Op.MOUNT: "mount"}.get(row.op, "make")
+        verb = "copy the mount of" if failure.step == "sources" else verb
+        detail, path = f"cannot {verb} {row.what}", row.source if row.opened else f"/{row.target}"
+    elif failure.step == "hostname":
+        detail = f"cannot set the hostname {request.hostname!r}"
+    elif failure.step == "rlimits" and 0 <= failure.row < len(request.limits):
+        detail = f"cannot set resource limit {request.limits[failure.row].resource}"
+    elif failure.step == "ids":
+        detail = f"cannot become user {request.uid}, group {request.gid}"
+    elif failure.step == "cwd":
+        detail, path = f"cannot enter the working directory {request.cwd!r}", request.cwd
+    elif failure.step == "exec":
+        path = _program(failure, request)
+        detail = f"cannot execute {path!r}"
+    return launch_error(
+        failure.step, failure.errno or None, detail, path, _hint(failure, plan)
+    )
+
+
+def _program(failure: Failure, request: StartRequest) -> str:
+    # With several candidates and none found, what was asked for says more than the last one.
+    if 0 <= failure.row < len(request.programs):
+        return request.programs[failure.row]
+    return request.args[0]
+
+
+def _hint(failure: Failure, plan: Plan) -> str | None:
+    """What to do, where the cause is sure."""
+    if failure.errno == 0:
+        return "it was killed before the program ran, perhaps for lack of memory"
+    match failure.step, failure.errno:
+        case "exec", _ if failure.value:
+            return "the file is there, but not the interpreter or dynamic loader that it names"
+        case "exec", code if code == ENOEXEC:
+            return "made for another architecture, or a script without '#!'"
+        case "exec", code if code == E2BIG:
+            return "arguments and environment are larger than execve(2) takes"
+        case ("sources" | "filesystem"), code if code == ESTALE:
+            return "the path was replaced while the container was started"
+        case "sources", code if code == EINVAL and _is_idmapped(failure, plan):
+            return (
+                "its file system cannot be id-mapped: bind it read-only, use another file system"
+                " or give uid_mappings and gid_mappings"
+            )
+        case "clone", code if code in (EPERM, ENOSPC):
+            return _namespace_hint()
+    return None
+
+
+def _is_idmapped(failure: Failure, plan: Plan) -> bool:
+    rows = plan.request.rows
+    return 0 <= failure.row < len(rows) and bool(rows[failure.row].flags & RowFlag.IDMAP)
+
+
+def _namespace_hint() -> str | None:
+    for name, bad, hint in (
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces is 0"),
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone is 0"),
+        (
+            "kernel/apparmor_restrict_unprivileged_userns",
+            "1",
+            "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns)",
+        ),
+    ):
+        try:
+            with open(f"/proc/sys/{name}", encoding="ascii") as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == bad:
+            return f"{hint}; run `container doctor`"
+    return None

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams: the child's ends, ours, and the exchange between them, without threads."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from select import POLLIN, POLLOUT, poll
+from time import monotonic
+from typing import Any, Literal
+
+from container._config import DEVNULL, PIPE, STDOUT
+from container._errors import ConfigError
+from container._launcher import Child
+
+_CHUNK = 1 << 18  # bytes per read or write; a pipe holds 1 << 16
+NAMES = ("stdin", "stdout", "stderr")
+
+
+@dataclass(slots=True)
+class Stdio:
+    """File descriptors 0 to 2 of a child, and our ends of those that are pipes."""
+
+    child: list[int] = field(default_factory=list)
+    ours: dict[str, int] = field(default_factory=dict)
+    _close: list[int] = field(default_factory=list)
+
+    def close_child_ends(self) -> None:
+        while self._close:
+            os.close(self._close.pop())
+
+    def close(self) -> None:
+        self.close_child_ends()
+        while self.ours:
+            os.close(self.ours.popitem()[1])
+
+
+def open_stdio(wanted: Mapping[str, Any]) -> Stdio:
+    """``wanted``: stdin, stdout, stderr as in `Process`. `ConfigError` names a bad one."""
+    stdio = Stdio()
+    try:
+        for number, name in enumerate(NAMES):
+            stdio.child.append(_open_one(stdio, number, name, wanted[name]))
+    except BaseException:
+        stdio.close()
+        raise
+    return stdio
+
+
+def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
+    if wanted == PIPE and isinstance(wanted, int):
+        read, write = os.pipe2(os.O_CLOEXEC)
+        child, ours = (read, write) if number == 0 else (write, read)
+        stdio.ours[name] = ours
+        stdio._close.append(child)
+        return child
+    if wanted == DEVNULL and isinstance(wanted, int):
+        fd = os.open("/dev/null", (os.O_RDONLY if number == 0 else os.O_WRONLY) | os.O_CLOEXEC)
+        stdio._close.append(fd)
+        return fd
+    if wanted == STDOUT and isinstance(wanted, int):
+        return stdio.child[1]
+    try:
+        fd = number if wanted is None else wanted if isinstance(wanted, int) else wanted.fileno()
+        os.fstat(fd)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"is not an open file: {error}", field=name) from None
+    return fd
+
+
+class Capture:
+    """Output kept up to a limit; what is beyond it is counted and let go.
+
+    ``limit`` in bytes, None for all; ``keep`` which end of a longer output stays.
+    """
+
+    def __init__(self, limit: int | None, keep: Literal["head", "tail"]) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._limit = limit
+        self._head = keep == "head"
+        self._size = 0
+        self.dropped = 0
+
+    def add(self, data: bytes) -> None:
+        if self._limit is None:
+            self._chunks.append(data)
+            return
+        if self._head:
+            kept = data[: self._limit - self._size]
+            self.dropped += len(data) - len(kept)
+            if kept:
+                self._append(kept)
+            return
+        self._append(data)
+        while self._size > self._limit:
+            excess = self._size - self._limit
+            first = self._chunks.popleft()
+            self._size -= len(first)
+            self.dropped += min(excess, len(first))
+            if len(first) > excess:
+                self._chunks.appendleft(first[excess:])
+                self._size += len(first) - excess
+
+    def _append(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+
+    def content(self) -> bytes:
+        return b"".join(self._chunks)
+
+
+Sink = Callable[[bytes], object]
+
+
+class Exchange:
+    """Feed and drain a child's pipes until it has ended, all in the calling thread.
+
+    Owns the fds in ``ours`` and closes each as it is done. After the end of the child nothing of
+    its container lives, so what is in the pipes then is all there will be: a copy of a pipe's end
+    that somebody else holds cannot make us wait.
+    """
+
+    def __init__(
+        self, child: Child, ours: dict[str, int], sinks: Mapping[str, Sink], data: bytes
+    ) -> None:
+        self._child = child
+        self._ours = ours
+        self._sinks = sinks
+        self._input = memoryview(data).cast("B")
+        self._poll = poll()
+        self._names: dict[int, str] = {}
+        for name, fd in ours.items():
+            os.set_blocking(fd, False)
+            self._names[fd] = name
+            self._poll.register(fd, POLLOUT if name == "stdin" else POLLIN)
+        if "stdin" in ours and not self._input:
+            self._drop("stdin")
+        self._poll.register(child.channel.fileno(), POLLIN)
+
+    def run(self, deadline: float | None) -> bool:
+        """True when the child has ended, False at the deadline (of `time.monotonic`)."""
+        while not self._child.over:
+            timeout = None
+            if deadline is not None:
+                timeout = max(0, -int(-(deadline - monotonic()) * 1000))
+            events = self._poll.poll(timeout)
+            if not events and timeout is not None and monotonic() >= deadline:  # type: ignore[operator]
+                return False
+            for fd, _ in events:
+                name = self._names.get(fd)
+                if name is None:
+                    self._child.receive()
+                elif name == "stdin":
+                    self._feed(fd)
+                else:
+                    self._read(name, fd)
+        return True
+
+    def finish(self) -> None:
+        """Take what is still in the pipes of a child that has ended; close them."""
+        for name in list(self._ours):
+            if name != "stdin":
+                while name in self._ours and self._read(name, self._ours[name]):
+                    pass
+            if name in self._ours:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        fd = self._ours.pop(name)
+        self._poll.unregister(fd)
+        del self._names[fd]
+        os.close(fd)
+
+    def _feed(self, fd: int) -> None:
+        try:
+            written = os.write(fd, self._input[:_CHUNK])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._input = self._input[:0]  # it does not want the rest; as communicate() has it
+        else:
+            self._input = self._input[written:]
+        if not self._input:
+            self._drop("stdin")
+
+    def _read(self, name: str, fd: int) -> bool:
+        """Read once; False when there is nothing now or nothing ever."""
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._drop(name)
+            return False
+        self._sinks[name](data)
+        return True
