@@ -294,14 +294,14 @@ class Container:
         )
 
     def _as_process(
-        self, process: Process, text: TextMode | None, capture: CaptureLimits
+        self, process: Process, text: TextMode | None, capture: CaptureLimits, began: float
     ) -> ExecProcess:
         """The command of a running container, as `popen` hands it out with its streams."""
         streams = {
             name: stream for name in NAMES if (stream := getattr(self, name)) is not None
         }
         self.stdin = self.stdout = self.stderr = None
-        return ExecProcess(process, self._used_child(), streams, self.destroy, text, capture)
+        return ExecProcess(process, self._used_child(), streams, self.destroy, text, capture, began)
 
     def _state(self, child: Child) -> State:
         child.receive()

@@ -13,11 +13,13 @@ import fcntl
 import os
 import socket
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
 from select import POLLIN, poll
+from sys import byteorder
 from typing import Final
 
 from container import _ids
@@ -49,8 +51,10 @@ class StartFlag(IntFlag):
 
 _MFD_EXEC = 0x10
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_START_SIZE: Final[int] = ffi.sizeof("struct start")
 _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
+_ONE_FD = socket.CMSG_LEN(4)
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
 # Namespaces that one thread can leave without its process: names in /proc/PID/ns.
 _THREAD_NAMESPACES = {
@@ -89,7 +93,7 @@ class StartRequest:
 
     clone_flags: int
     flags: int
-    rows: Sequence[Row]
+    table: "RowTable"
     programs: Sequence[str]
     args: Sequence[str]
     env: Sequence[str]
@@ -137,6 +141,53 @@ def _map_text(mappings: Sequence[IDMapping]) -> bytes:
     return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
 
 
+class RowTable:
+    """The rows of a file system, with their encoding kept for the next start of the like.
+
+    The encoding stands right behind ``struct start``, so nothing in it depends on the rest.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        self._kept: dict[tuple[bool | None, ...], bytes] = {}
+
+    def encode(self, sources: Sequence[Source | None], *, by_fd: bool) -> bytes:
+        """``struct row[]`` and its strings; ``by_fd``: the launcher copies the sources."""
+        if not by_fd:  # inodes differ from start to start
+            return self._encode(sources, by_fd=False)
+        kinds = tuple(None if source is None else source.is_directory for source in sources)
+        encoded = self._kept.get(kinds)
+        if encoded is None:
+            encoded = self._kept[kinds] = self._encode(sources, by_fd=True)
+        return encoded
+
+    def _encode(self, sources: Sequence[Source | None], *, by_fd: bool) -> bytes:
+        blob = _Blob(_START_SIZE + len(self.rows) * ffi.sizeof("struct row"))
+        encoded = []
+        next_fd = 0
+        for row, source in zip(self.rows, sources, strict=True):
+            flags = row.flags
+            source_fd = -1
+            device, inode = row.device, 0
+            if source is not None:
+                flags |= RowFlag.MAKE_DIRECTORY if source.is_directory else RowFlag.MAKE_FILE
+                if by_fd:
+                    source_fd, next_fd = next_fd, next_fd + 1
+                else:
+                    flags |= RowFlag.CHECK_INODE
+                    device = (os.major(source.device), os.minor(source.device))
+                    inode = source.inode
+            data = (blob.add(row.data), len(row.data))
+            encoded.append(
+                (
+                    *(row.op, flags, row.base, blob.string(row.target), blob.string(row.source)),
+                    *(source_fd, data, row.mode, row.attributes, *device, inode),
+                )
+            )
+        blob.add(bytes(-blob.offset % 8))
+        return b"".join((bytes(ffi.buffer(ffi.new("struct row[]", encoded))), *blob.parts))
+
+
 def encode_start(
     request: StartRequest,
     maps: tuple[Sequence[IDMapping], Sequence[IDMapping]],
@@ -145,15 +196,11 @@ def encode_start(
     by_fd: bool,
 ) -> bytes:
     """The bytes of ``struct start``; ``by_fd``: the launcher copies the sources, as root."""
-    header_size: int = ffi.sizeof("struct start")
-    rows_size = len(request.rows) * ffi.sizeof("struct row")
-    limits_size = len(request.limits) * ffi.sizeof("struct limit")
+    table = request.table.encode(sources, by_fd=by_fd)
+    limits_at = _START_SIZE + len(table)
+    numbers_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
     strings = (request.programs, request.args, request.env)
-    limits_at = header_size + rows_size
-    numbers_at = limits_at + limits_size
-    number_count = sum(map(len, strings)) + len(request.groups)
-    blob = _Blob(numbers_at + 4 * number_count)
-    rows = _encode_rows(request.rows, sources, blob, by_fd)
+    blob = _Blob(numbers_at + 4 * (sum(map(len, strings)) + len(request.groups)))
     numbers: list[int] = []
     spans: list[tuple[int, int]] = []
     for texts in strings:
@@ -169,58 +216,29 @@ def encode_start(
     header.clone_flags = request.clone_flags
     header.uid_map = (blob.add(uid_map), len(uid_map))
     header.gid_map = (blob.add(gid_map), len(gid_map))
-    header.rows = (header_size, len(request.rows))
+    header.rows = (_START_SIZE, len(request.table.rows))
     header.rlimits = (limits_at, len(request.limits))
     header.programs, header.args, header.env = spans
     header.groups = groups
-    header.source_count = sum(source is not None for source in sources) if by_fd else 0
     header.hostname = blob.string(request.hostname)
     header.cwd = blob.string(request.cwd)
-    for name in (
-        *("uid", "gid", "umask"),
-        *("bounding", "effective", "permitted", "inheritable", "ambient"),
-    ):
-        setattr(header, name, getattr(request, name))
+    header.uid, header.gid, header.umask = request.uid, request.gid, request.umask
+    header.source_count = sum(source is not None for source in sources) if by_fd else 0
+    header.bounding, header.effective = request.bounding, request.effective
+    header.permitted, header.inheritable = request.permitted, request.inheritable
+    header.ambient = request.ambient
     blob.add(b"\0")
     header.size = blob.offset
     limits = ffi.new("struct limit[]", [(x.resource, 0, x.soft, x.hard) for x in request.limits])
     return b"".join(
         (
             bytes(ffi.buffer(header)),
-            rows,
+            table,
             bytes(ffi.buffer(limits)),
-            bytes(ffi.buffer(ffi.new("uint32_t[]", numbers))),
+            array("I", numbers).tobytes(),
             *blob.parts,
         )
     )
-
-
-def _encode_rows(
-    rows: Sequence[Row], sources: Sequence[Source | None], blob: _Blob, by_fd: bool
-) -> bytes:
-    encoded = []
-    next_fd = 0
-    for row, source in zip(rows, sources, strict=True):
-        flags = row.flags
-        source_fd = -1
-        device, inode = row.device, 0
-        if source is not None:
-            made = RowFlag.MAKE_DIRECTORY if source.is_directory else RowFlag.MAKE_FILE
-            flags |= made
-            if by_fd:
-                source_fd, next_fd = next_fd, next_fd + 1
-            else:
-                flags |= RowFlag.CHECK_INODE
-                device = (os.major(source.device), os.minor(source.device))
-                inode = source.inode
-        data = (blob.add(row.data), len(row.data))
-        encoded.append(
-            (
-                *(row.op, flags, row.base, blob.string(row.target), blob.string(row.source)),
-                *(source_fd, data, row.mode, row.attributes, *device, inode),
-            )
-        )
-    return bytes(ffi.buffer(ffi.new("struct row[]", encoded)))
 
 
 # Children --------------------------------------------------------------------------------------
@@ -271,16 +289,15 @@ class Child:
         with self._lock:
             if self.over or self._closed:
                 return False
-            fds: list[int] = []
             try:
-                data, fds, _, _ = socket.recv_fds(
-                    self.channel, _REPORT_SIZE, 1, socket.MSG_DONTWAIT
+                data, control, _, _ = self.channel.recvmsg(
+                    _REPORT_SIZE, _ONE_FD, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 return False
             except ConnectionError:
-                data = b""
-            self._take(data, fds)
+                data, control = b"", []
+            self._take(data, int.from_bytes(control[0][2], byteorder) if control else None)
             return True
 
     def on_end(self, release: Callable[[], None]) -> None:
@@ -292,13 +309,13 @@ class Child:
         """Nothing will be reported after this."""
         return self.exit is not None or self.failure is not None
 
-    def _take(self, data: bytes, fds: list[int]) -> None:
+    def _take(self, data: bytes, fd: int | None) -> None:
         if len(data) != _REPORT_SIZE:
             self._lose()
             return
         report = ffi.from_buffer("struct report *", data)
-        if fds:
-            self.pidfd = fds[0]
+        if fd is not None:
+            self.pidfd = fd
         if report.kind in (lib.REPORT_CREATED, lib.REPORT_STARTED):
             self.pid = report.pid
             self.started = report.kind == lib.REPORT_STARTED
@@ -382,6 +399,12 @@ class Child:
             self.pidfd = None
 
 
+def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """As ``socket.send_fds``, which drops its flags (CPython 3.11)."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+    to.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+
+
 def _send_signal(pidfd: int, number: int) -> None:
     import signal
 
@@ -456,7 +479,7 @@ class Launcher:
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         try:
-            socket.send_fds(self.socket, [data], fds, socket.MSG_NOSIGNAL)
+            send_fds(self.socket, data, fds)
         except (BrokenPipeError, ConnectionError) as error:
             raise _Gone from error
 
@@ -503,7 +526,9 @@ class Launcher:
             return slot
         if STEPS.get(report.step) == "rights":
             raise _Gone
-        raise launch_error("lease", report.error, "cannot lock a range of host ids", path[:-1])
+        raise launch_error(
+            "lease", report.error, "cannot lock a range of host ids", os.fsdecode(path[:-1])
+        )
 
     def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
         """Send one request; the answer comes by the Child's reports."""
@@ -520,7 +545,7 @@ class Launcher:
                 first = _FDS_PER_MESSAGE - len(fds)
                 # What does not fit waits on the channel before the launcher looks for it.
                 for i in range(first, len(sources), _FDS_PER_MESSAGE):
-                    socket.send_fds(ours, [b"\0"], sources[i : i + _FDS_PER_MESSAGE])
+                    send_fds(ours, b"\0", sources[i : i + _FDS_PER_MESSAGE])
                 self.send(request, [*fds, *sources[:first]])
             return Child(ours)
         except BaseException:
@@ -540,7 +565,7 @@ class Launcher:
 
 def _say_memfd(request: bytes) -> bytes:
     """The head of a request whose whole is in a memfd."""
-    head = bytearray(request[: ffi.sizeof("struct start")])
+    head = bytearray(request[: _START_SIZE])
     ffi.from_buffer("struct start *", head).flags |= lib.START_IN_MEMFD
     return bytes(head)
 

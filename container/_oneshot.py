@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from time import monotonic
 from typing import Any, Literal
 
 from container._config import (
@@ -191,6 +192,7 @@ def popen(
 
     The container goes when the command ends, however many processes it started.
     """
+    began = monotonic()
     _refuse_absent(memory, cpus, pids, network)
     mode = _text_mode(text, encoding, errors)
     capture = _capture(max_output, keep)
@@ -199,7 +201,7 @@ def popen(
     )
     box = Container(_config(config, root, binds))
     box.run(process)
-    return box._as_process(process, mode, capture)
+    return box._as_process(process, mode, capture, began)
 
 
 publish(run, popen)

@@ -6,17 +6,17 @@ import resource
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import E2BIG, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
+from functools import lru_cache
 
 from container import _ids
 from container._capabilities import to_mask
-from container._config import Config, IDMapping, Process, parse_user
+from container._config import Config, HostRoot, IDMapping, Process, parse_user
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
-from container._launcher import Failure, Limit, Maps, Source, StartFlag, StartRequest
+from container._launcher import Failure, Limit, Maps, RowTable, Source, StartFlag, StartRequest
 from container._rootfs import (
     Op,
-    Row,
     RowFlag,
     Surroundings,
     host_layout,
@@ -116,7 +116,7 @@ def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
     request = StartRequest(
         clone_flags=namespaces.clone_flags(),
         flags=flags,
-        rows=[_absolute(row) for row in plan_rows(config, host_layout(), around)],
+        table=_table(config, around, os.geteuid(), _cwd_for(config)),
         programs=_programs(str(process.args[0]), env["PATH"]),
         args=[str(arg) for arg in process.args],
         env=[f"{name}={value}" for name, value in env.items()],
@@ -185,12 +185,25 @@ def _limits(process: Process) -> list[Limit]:
     ]
 
 
-def _absolute(row: Row) -> Row:
-    if not row.opened or os.path.isabs(row.source):
-        return row
-    from dataclasses import replace
+@lru_cache(maxsize=32)
+def _table(config: Config, around: Surroundings, euid: int, cwd: str) -> RowTable:
+    rows = plan_rows(config, host_layout(euid), around)
+    return RowTable(
+        [
+            replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
+            for row in rows
+        ]
+    )
 
-    return replace(row, source=os.path.abspath(row.source))
+
+def _cwd_for(config: Config) -> str:
+    """Where relative sources begin; looked up only for those."""
+    sources = [mount.source or "/" for mount in config.mounts]
+    if isinstance(config.root, HostRoot):
+        sources += [mount.source or "/" for mount in config.root.extra]
+    elif config.root is not None:
+        sources.append(config.root)
+    return "/" if all(map(os.path.isabs, sources)) else os.getcwd()
 
 
 @contextmanager
@@ -198,7 +211,7 @@ def open_sources(plan: Plan) -> Iterator[list[Source | None]]:
     """Open what rows bind, with the caller's rights and in its mount namespace."""
     with ExitStack() as stack:
         sources: list[Source | None] = []
-        for index, row in enumerate(plan.request.rows):
+        for index, row in enumerate(plan.request.table.rows):
             if not row.opened:
                 sources.append(None)
                 continue
@@ -241,8 +254,8 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     """Word what the launcher reported in numbers."""
     request = plan.request
     detail, path = _DETAILS.get(failure.step, f"step {failure.step} failed"), None
-    if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(request.rows):
-        row = request.rows[failure.row]
+    if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(request.table.rows):
+        row = request.table.rows[failure.row]
         verb = {Op.BIND: "bind", Op.MOUNT: "mount"}.get(row.op, "make")
         verb = "copy the mount of" if failure.step == "sources" else verb
         detail, path = f"cannot {verb} {row.what}", row.source if row.opened else f"/{row.target}"
@@ -293,7 +306,7 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
 
 
 def _is_idmapped(failure: Failure, plan: Plan) -> bool:
-    rows = plan.request.rows
+    rows = plan.request.table.rows
     return 0 <= failure.row < len(rows) and bool(rows[failure.row].flags & RowFlag.IDMAP)
 
 

@@ -57,13 +57,14 @@ class ExecProcess:
         destroy: Callable[[], None],
         text: TextMode | None,
         capture: CaptureLimits,
+        began: float,
     ) -> None:
-        self.args = process.args
+        self.args = tuple(os.fspath(arg) for arg in process.args)
         self._child = child
         self._destroy = destroy
         self._text = text
         self._capture = capture
-        self._began = monotonic()
+        self._began = began
         self._ended: float | None = None
         self.pid = child.pid
         self.stdin: IO[Any] | None = self._wrap(streams.get("stdin"))

@@ -49,6 +49,8 @@ class Attribute(IntFlag):
     NOEXEC = 8
 
 
+_NO_FLAGS = RowFlag(0)
+_NO_ATTRIBUTES = Attribute(0)
 _SAFE = Attribute.NOSUID | Attribute.NODEV | Attribute.NOEXEC
 
 # Names of the host's root that are programs and libraries: links into /usr where it is merged.
@@ -94,11 +96,11 @@ class Row:
     target: str
     what: str
     source: str = ""
-    flags: RowFlag = RowFlag(0)
+    flags: RowFlag = _NO_FLAGS
     base: int = 0
     data: bytes = b""
     mode: int = 0
-    attributes: Attribute = Attribute(0)
+    attributes: Attribute = _NO_ATTRIBUTES
     device: tuple[int, int] = (0, 0)
     opened: bool = False  # the caller opens the source, and its kind decides what a target is
     field: str = ""  # where in the Config the row comes from
@@ -115,8 +117,8 @@ class HostLayout:
 
 
 @cache
-def host_layout() -> HostLayout:
-    """Look at the host, once per process."""
+def host_layout(euid: int) -> HostLayout:
+    """Look at the host, once per process and user: not every prefix can be reached by all."""
     names = [name for name in _PROGRAM_DIRECTORIES if os.path.isdir(f"/{name}")]
     links = {name: os.readlink(f"/{name}") for name in names if os.path.islink(f"/{name}")}
     return HostLayout(
@@ -168,7 +170,7 @@ def needs_locked_mounts(config: Config) -> bool:
 
 def _user_mount_attributes(config: Config) -> Attribute:
     # A set-user-ID program may work only where new privileges are allowed.
-    suid = Attribute.NOSUID if config.no_new_privileges else Attribute(0)
+    suid = Attribute.NOSUID if config.no_new_privileges else _NO_ATTRIBUTES
     return suid | Attribute.NODEV
 
 
@@ -178,7 +180,7 @@ def _directory_root(path: str, config: Config, around: Surroundings) -> Row:
         "",
         f"root directory {path!r}",
         source=path,
-        flags=RowFlag.RECURSIVE | (RowFlag.IDMAP if around.idmap else RowFlag(0)),
+        flags=RowFlag.RECURSIVE | (RowFlag.IDMAP if around.idmap else _NO_FLAGS),
         attributes=_user_mount_attributes(config),
         opened=True,
         field="root",

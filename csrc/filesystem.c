@@ -87,11 +87,15 @@ static uint64_t resolve_flags(const struct row *row)
 static long open_target(struct filesystem *fs, const struct row *row)
 {
     int base = fs->mounts[row->base];
+    int directory = (row->flags & ROW_MAKE_DIRECTORY) != 0;
     char *path = row_target(fs, row);
-    long fd = open_below(base, path, O_PATH, resolve_flags(row));
+    long fd = -ENOENT;
+    /* A single name below a fresh mount is hardly ever there: make_path() looks first too. */
+    if (path[component_end(path, 0)] != 0 ||
+        (row->flags & (ROW_MAKE_DIRECTORY | ROW_MAKE_FILE)) == 0)
+        fd = open_below(base, path, O_PATH, resolve_flags(row));
     if (fd == -ENOENT && row->flags & (ROW_MAKE_DIRECTORY | ROW_MAKE_FILE))
-        fd = make_path(base, path, (row->flags & ROW_MAKE_DIRECTORY) != 0,
-                       row->flags & ROW_MAKE_DIRECTORY ? 0755 : 0644, resolve_flags(row));
+        fd = make_path(base, path, directory, directory ? 0755 : 0644, resolve_flags(row));
     return fd;
 }
 
