@@ -645,7 +645,8 @@ _RLIMITS = (
 
 def _rlimit_type(value: int | str, field: str) -> str:
     if isinstance(value, str):
-        name = f"RLIMIT_{value.upper().removeprefix('RLIMIT_')}"
+        # Outside ASCII there are letters that become these by upper().
+        name = f"RLIMIT_{value.upper().removeprefix('RLIMIT_')}" if value.isascii() else ""
     elif _is_int(value):
         name = _RLIMITS[value] if value in range(len(_RLIMITS)) else ""
     else:

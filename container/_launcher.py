@@ -15,6 +15,7 @@ import socket
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
@@ -47,12 +48,14 @@ class StartFlag(IntFlag):
     CHROOT = lib.START_CHROOT
     NO_NEW_PRIVS = lib.START_NO_NEW_PRIVS
     PRIVATE = lib.START_PRIVATE
+    SHARE_MEMORY = lib.START_SHARE_MEMORY
 
 
 _MFD_EXEC = 0x10
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _START_SIZE: Final[int] = ffi.sizeof("struct start")
 _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
+_WALL = 0x40000000  # wait(2): children without an exit signal too
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ONE_FD = socket.CMSG_LEN(4)
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
@@ -557,10 +560,21 @@ class Launcher:
 
     def close(self) -> None:
         """Stop asking it. With its last container it ends by itself."""
-        if self.owner == os.getpid() and self.is_ours():
-            self.socket.close()
-        else:
-            self.socket.detach()  # not our fd any more, or not our launcher
+        if not self.is_ours():
+            self.socket.detach()  # a number that is somebody else's by now
+            return
+        self.socket.close()
+        # Of a caller that is PID 1 or a subreaper it is a child after all: leave no zombie.
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL)
+        os.close(self.pidfd)
+
+    def end(self) -> None:
+        """Close it and wait until every container of it is gone."""
+        if self.is_ours():
+            self.socket.shutdown(socket.SHUT_RDWR)
+            wait_readable(self.pidfd, _EXIT_PATIENCE)
+            self.close()
 
 
 def _say_memfd(request: bytes) -> bytes:
@@ -672,10 +686,8 @@ os.register_at_fork(after_in_child=_forget_in_fork)
 @atexit.register
 def _end_with_interpreter() -> None:
     """Close the socket, which ends every attached container, and see that done."""
-    launcher = _current
-    if launcher is not None and launcher.is_ours():
-        _drop(launcher)
-        wait_readable(launcher.pidfd, _EXIT_PATIENCE)
+    if _current is not None:
+        _current.end()
 
 
 def launcher_pid() -> int:

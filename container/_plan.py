@@ -112,6 +112,8 @@ def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
     ):
         if wanted:
             flags |= flag
+    if _may_share_memory(flags) and not namespaces.time:
+        flags |= StartFlag.SHARE_MEMORY
     capabilities = config.capabilities
     request = StartRequest(
         clone_flags=namespaces.clone_flags(),
@@ -134,6 +136,14 @@ def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
         ambient=to_mask(capabilities.ambient),
     )
     return Plan(request, identity, config)
+
+
+def _may_share_memory(flags: StartFlag) -> bool:
+    # Worth 200 us of a start. Not where the child waits long, nor where it has to be dumpable for
+    # a moment, which is a property of the memory; nor with a time namespace, which a process that
+    # shares memory cannot enter before Linux 6.3.
+    unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
+    return not flags & unfit
 
 
 def _ids_of(process: Process, identity: Identity) -> tuple[int, int, Sequence[int]]:

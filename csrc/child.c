@@ -2,23 +2,15 @@
 /*
  * The child: the first process of the container, from clone3 to execve.
  *
- * It is a copy of the launcher in fresh namespaces, so it holds no memory of the caller, and it
- * is not dumpable: nothing that it shares a namespace with can read or trace it. It goes through
+ * It is a copy of the launcher in fresh namespaces, or shares the launcher's memory until execve;
+ * either way it holds nothing of the caller, and it is not dumpable: nothing that it shares a
+ * namespace with can read or trace it. It goes through
  * CHILD_SEQUENCE from top to bottom; the order is the security of the whole and lives nowhere
  * else. What differs between containers is data: flags and arrays of the request.
  */
 #include "internal.h"
 
-enum { PIVOT_PATH_SIZE = 4096 };
-
-struct child {
-    const struct request *request;
-    const struct start *start;
-    struct progress *progress;
-    int sync;
-    int trees[MAX_SOURCES];
-    struct filesystem filesystem;
-};
+enum { CWD_SIZE = 4096 };
 
 static const char *text(const struct child *child, uint32_t offset)
 {
@@ -44,9 +36,9 @@ static long drop_foreign_fds(const struct child *child)
     int keep[STDIO_COUNT + 1] = {child->sync};
     for (uint32_t i = 0; i < STDIO_COUNT; i++) {
         uint32_t at = i + 1;
-        for (; at > 0 && keep[at - 1] > child->request->stdio[i]; at--)
+        for (; at > 0 && keep[at - 1] > child->stdio[i]; at--)
             keep[at] = keep[at - 1];
-        keep[at] = child->request->stdio[i];
+        keep[at] = child->stdio[i];
     }
     return close_all_but(keep, STDIO_COUNT + 1);
 }
@@ -70,7 +62,7 @@ static long die_with_launcher(const struct child *child)
 
 static long await_launcher(struct child *child)
 {
-    static struct message message;
+    struct message message;
     uint32_t received = 0;
     uint8_t byte;
     long result = die_with_launcher(child);
@@ -205,7 +197,7 @@ static long lock_mounts(struct child *child)
 
 static long wait_at_gate(struct child *child)
 {
-    static struct message message;
+    struct message message;
     uint8_t byte = 0;
     long result;
     if ((child->start->flags & START_GATE) == 0)
@@ -293,7 +285,7 @@ static long forbid_new_privileges(struct child *child)
 /* With the ids of the process, and never through a magic link: one of those leads out. */
 static long enter_cwd(struct child *child)
 {
-    static char path[PIVOT_PATH_SIZE];
+    char path[CWD_SIZE];
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
                            .resolve = RESOLVE_NO_MAGICLINKS};
     long fd = sys(NR_OPENAT2, AT_FDCWD, text(child, child->start->cwd), &how, sizeof how);
@@ -310,7 +302,7 @@ static long enter_cwd(struct child *child)
 static long place_fds(struct child *child)
 {
     for (int i = 0; i < STDIO_COUNT; i++) {
-        long result = sys(__NR_dup3, child->request->stdio[i], i, 0);
+        long result = sys(__NR_dup3, child->stdio[i], i, 0);
         if (result < 0)
             return result;
     }
@@ -370,8 +362,8 @@ static const struct {
     long (*run)(struct child *child);
 } CHILD_SEQUENCE[] = {
     {STEP_SYNC, await_launcher},
-    {STEP_SESSION, enter_session},
     {STEP_SETUP_IDS, become_root_of_namespace},
+    {STEP_SESSION, enter_session},
     {STEP_NETWORK, raise_loopback},
     {STEP_HOSTNAME, set_hostname},
     {STEP_FILESYSTEM, make_filesystem},
@@ -388,20 +380,19 @@ static const struct {
     {STEP_EXEC, execute},
 };
 
-_Noreturn void run_child(struct request *request, struct progress *progress, int sync)
+_Noreturn void run_child(void *argument)
 {
-    static struct child child;
-    child.request = request;
-    child.start = request->start;
-    child.progress = progress;
-    child.sync = sync;
+    struct arena *arena = argument;
+    struct child *child = &arena->child;
+    child->request = &arena->request;
+    child->start = arena->request.start;
+    child->progress = &arena->progress;
     for (size_t i = 0; i < sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]; i++) {
-        long result;
-        result = begin_step(progress, child.start, CHILD_SEQUENCE[i].step);
+        long result = begin_step(child->progress, child->start, CHILD_SEQUENCE[i].step);
         if (result == 0)
-            result = CHILD_SEQUENCE[i].run(&child);
+            result = CHILD_SEQUENCE[i].run(child);
         if (result < 0) {
-            progress->error = (int32_t)-result;
+            child->progress->error = (int32_t)-result;
             exit_process(1);
         }
     }

@@ -26,9 +26,9 @@ static void close_sync(struct container *container)
     if (container->sync >= 0)
         (void)close_fd(container->sync); /* leaves the epoll set with it */
     container->sync = -1;
-    if (container->page != NULL)
-        (void)sys(__NR_munmap, container->page, sizeof *container->page); /* ours, and whole */
-    container->page = NULL;
+    if (container->arena != NULL)
+        release_arena(container->arena);
+    container->arena = NULL;
 }
 
 static void free_container(struct container *container)
@@ -54,15 +54,15 @@ static void settle_start(struct container *container)
 {
     if (container->phase == PHASE_FAILED || container->sync < 0)
         return;
-    if (container->page->step == STEP_EXEC && container->page->error == 0) {
+    if (container->arena->progress.step == STEP_EXEC && container->arena->progress.error == 0) {
         report_start(container, REPORT_STARTED);
         container->phase = PHASE_RUNNING;
     } else {
-        container->failure = *container->page;
+        container->failure = container->arena->progress;
         container->phase = PHASE_FAILED;
         kill_container(container, SIGKILL);
     }
-    close_sync(container);
+    close_sync(container); /* it has left our memory: before its fds were closed */
 }
 
 void handle_sync(struct container *container)

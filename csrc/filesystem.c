@@ -136,14 +136,14 @@ static long check_source(const struct row *row, int fd)
 static long open_source(struct filesystem *fs, const struct row *row)
 {
     uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
-    struct mount_attr attr = {.attr_set = row->attributes};
+    struct mount_attr attr = {.attr_set = row->attributes, .propagation = MS_PRIVATE};
     long result;
     long tree = sys(NR_OPEN_TREE, AT_FDCWD, string_at(fs->request->bytes, row->source),
                     OPEN_TREE_CLONE | O_CLOEXEC | recursive);
     if (tree < 0)
         return tree;
     result = row->flags & (ROW_CHECK_INODE | ROW_CHECK_DEVICE) ? check_source(row, (int)tree) : 0;
-    if (result == 0 && row->attributes != 0)
+    if (result == 0 && row->flags & ROW_RECURSIVE) /* the others are device nodes */
         result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
     if (result < 0)
         (void)close_fd((int)tree);

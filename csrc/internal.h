@@ -8,10 +8,10 @@
 /* The fds that the caller leaves to the launcher; 0 to 2 are /dev/null. */
 enum { FD_CALLER = 3, FD_CALLER_PIDFD = 4, FD_CALLER_STATUS = 5, FD_FIRST_FREE = 6 };
 
-enum { STDIO_COUNT = 3, MAX_SOURCES = 1000, FIRST_FDS = 2 + STDIO_COUNT };
+enum { STDIO_COUNT = 3, MAX_SOURCES = 1000, STACK_SIZE = 32768 };
 
-/* Where a child is. Shared between launcher and child, one page per start: a plain store gets
- * through even where a filter refuses write(2), and it outlives the child. */
+/* Where a child is. In memory that it shares with the launcher: a plain store gets through even
+ * where a filter refuses write(2), and outlives the child. */
 struct progress {
     volatile uint32_t step;
     volatile int32_t error; /* a positive errno */
@@ -38,6 +38,37 @@ struct message {
     int32_t sender; /* pid; 0: not told */
 };
 
+struct filesystem {
+    const struct request *request;
+    int *trees;           /* detached copies made by the launcher, by source index */
+    int mounts[MAX_ROWS]; /* the mount that a row made, for rows that name it as base */
+    int32_t row;
+};
+
+struct child {
+    const struct request *request;
+    const struct start *start;
+    struct progress *progress;
+    int sync;
+    int stdio[STDIO_COUNT];
+    int trees[MAX_SOURCES];
+    struct filesystem filesystem;
+};
+
+/*
+ * What launcher and child of one start have in common, in memory that both see: the child may
+ * share all of the launcher's (START_SHARE_MEMORY), so nothing that it uses until execve may be
+ * the launcher's own. Kept for the next start when the child is through.
+ */
+struct arena {
+    struct arena *next;
+    struct progress progress;
+    struct request request;
+    struct child child;
+    _Alignas(16) uint8_t stack[STACK_SIZE];
+    _Alignas(8) uint8_t bytes[MAX_INLINE];
+};
+
 /* message.c */
 long receive_message(int socket, void *buffer, size_t size, int flags, struct message *message);
 long send_message(int socket, const void *data, size_t size, const int *fds, uint32_t fd_count);
@@ -51,17 +82,11 @@ long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 long begin_step(struct progress *progress, const struct start *start, enum step step);
 long prepare_child(struct progress *progress, struct request *request, int pid, int sync);
 
-/* child.c */
-_Noreturn void run_child(struct request *request, struct progress *progress, int sync);
-
 /* filesystem.c */
-struct filesystem {
-    const struct request *request;
-    int *trees;           /* detached copies made by the launcher, by source index */
-    int mounts[MAX_ROWS]; /* the mount that a row made, for rows that name it as base */
-    int32_t row;
-};
 long build_filesystem(struct filesystem *fs);
+
+/* child.c */
+_Noreturn void run_child(void *arena);
 
 static inline const char *string_at(const uint8_t *bytes, uint32_t offset)
 {

@@ -23,8 +23,8 @@ enum step {
     STEP_SOURCES, /* detached, idmapped copies of mount sources (row) */
     /* the child's part */
     STEP_SYNC,      /* wait for the maps; die with the launcher */
-    STEP_SESSION,   /* new session, anonymous session keyring */
     STEP_SETUP_IDS, /* become root of the new user namespace */
+    STEP_SESSION,   /* new session, anonymous session keyring */
     STEP_NETWORK,   /* loopback up */
     STEP_HOSTNAME,
     STEP_FILESYSTEM,  /* the rows (row) */
@@ -54,7 +54,9 @@ enum start_flag {
     START_LOCK_MOUNTS = 1u << 6,
     START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
     START_NO_NEW_PRIVS = 1u << 8,
-    START_PRIVATE = 1u << 9 /* no user namespace: cut the propagation of mounts by hand */
+    START_PRIVATE = 1u << 9,      /* no user namespace: cut the propagation of mounts by hand */
+    START_SHARE_MEMORY = 1u << 10 /* until execve, as vfork: only for a root caller's child that
+                                     neither waits at the gate nor becomes dumpable */
 };
 
 enum row_op {

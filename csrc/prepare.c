@@ -76,7 +76,9 @@ static long write_maps(const struct request *request, int pid)
 static long copy_source(struct request *request, const struct row *row, int user_fd)
 {
     uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
-    struct mount_attr attr = {.attr_set = row->attributes};
+    /* Private: a copy of a shared mount is its peer, and what is mounted below it in the
+     * container would be mounted on the host as well. */
+    struct mount_attr attr = {.attr_set = row->attributes, .propagation = MS_PRIVATE};
     int *source = &request->sources[row->source_fd];
     long result = 0;
     long tree =
@@ -85,12 +87,10 @@ static long copy_source(struct request *request, const struct row *row, int user
         return tree;
     (void)close_fd(*source);
     *source = (int)tree;
-    if (attr.attr_set != 0)
-        result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
     if (result < 0 || (row->flags & ROW_IDMAP) == 0)
         return result;
-    attr.attr_set = MOUNT_ATTR_IDMAP;
-    attr.userns_fd = (uint64_t)user_fd;
+    attr = (struct mount_attr){.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)user_fd};
     result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
     return result == -EINVAL && row->flags & ROW_IDMAP_OPTIONAL ? 0 : result;
 }

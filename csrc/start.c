@@ -2,22 +2,82 @@
 /* REQUEST_START: from the message to a child that goes its own way. */
 #include "state.h"
 
-static long clone_child(struct container *container, struct request *request)
+/* Memory of one start, from the last one where there was one. */
+static struct arena *take_arena(void)
 {
+    struct arena *arena = launcher.free_arenas;
+    long memory;
+    if (arena != NULL) {
+        launcher.free_arenas = arena->next;
+        return arena;
+    }
+    memory =
+        sys(__NR_mmap, 0, sizeof *arena, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return memory < 0 && memory > -4096 ? NULL : (struct arena *)memory;
+}
+
+void release_arena(struct arena *arena)
+{
+    if (arena->request.mapped > 0)
+        (void)sys(__NR_munmap, arena->request.bytes, arena->request.mapped); /* ours, and whole */
+    arena->request.mapped = 0;
+    arena->next = launcher.free_arenas;
+    launcher.free_arenas = arena;
+}
+
+/* clone3 onto a stack of its own; the child goes to run_child() and never comes back. */
+static long clone_onto(struct clone_args *args, struct arena *arena)
+{
+    long result;
+    args->stack = (uint64_t)(uintptr_t)arena->stack;
+    args->stack_size = sizeof arena->stack;
+#if defined(__x86_64__)
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "mov %[arena], %%rdi\n\t"
+                     "call run_child\n"
+                     "1:"
+                     : "=a"(result)
+                     : "0"((long)NR_CLONE3), "D"(args), "S"(sizeof *args), [arena] "r"(arena)
+                     : "rcx", "r11", "memory");
+#else
+    register long x8 __asm__("x8") = NR_CLONE3;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof *args;
+    __asm__ volatile("svc 0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x0, %[arena]\n\t"
+                     "bl run_child\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), [arena] "r"(arena)
+                     : "memory", "x30");
+    result = x0;
+#endif
+    return result;
+}
+
+static long clone_child(struct container *container)
+{
+    const struct start *start = container->arena->request.start;
     int sync[2];
-    struct clone_args args = {.flags = request->start->clone_flags | CLONE_PIDFD,
+    struct clone_args args = {.flags = start->clone_flags | CLONE_PIDFD,
                               .pidfd = (uint64_t)(uintptr_t)&container->pidfd,
                               .exit_signal = SIGCHLD};
     long pid = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync);
     if (pid < 0)
         return pid;
+    if (start->flags & START_SHARE_MEMORY)
+        args.flags |= CLONE_VM;
     /* The files of a non-dumpable process in /proc belong to root: without root, its maps could
      * not be written. The child ends this for itself before it meets anything of the image. */
-    if (request->start->flags & START_DENY_SETGROUPS)
+    if (start->flags & START_DENY_SETGROUPS)
         (void)sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* if not, the maps say so */
-    pid = sys(NR_CLONE3, &args, sizeof args);
-    if (pid == 0)
-        run_child(request, container->page, sync[1]);
+    container->arena->child.sync = sync[1];
+    memcpy(container->arena->child.stdio, container->arena->request.stdio,
+           sizeof container->arena->child.stdio);
+    pid = clone_onto(&args, container->arena);
     (void)sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* 0 is always accepted */
     (void)close_fd(sync[1]);
     if (pid < 0)
@@ -25,17 +85,6 @@ static long clone_child(struct container *container, struct request *request)
     else
         container->sync = sync[0];
     return pid;
-}
-
-static long make_page(struct container *container)
-{
-    long page = sys(__NR_mmap, 0, sizeof *container->page, PROT_READ | PROT_WRITE,
-                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (page < 0 && page > -4096)
-        return page;
-    container->page = (struct progress *)page;
-    container->page->row = -1;
-    return 0;
 }
 
 /* From here on the container reports for itself: when a step of ours fails its child is killed,
@@ -57,32 +106,29 @@ static void prepare_container(struct container *container, struct request *reque
     kill_container(container, SIGKILL);
 }
 
-static long start_container(struct request *request, struct progress *progress)
+static long start_container(struct arena *arena, struct progress *progress)
 {
     struct container *container = find_slot();
-    long result = begin_step(progress, request->start, STEP_RIGHTS);
+    long result = begin_step(progress, arena->request.start, STEP_RIGHTS);
     if (result == 0)
         result = check_rights();
     if (result == 0)
-        result = begin_step(progress, request->start, STEP_CLONE);
+        result = begin_step(progress, arena->request.start, STEP_CLONE);
     if (result == 0 && container == NULL)
         result = -EAGAIN;
     if (result < 0)
         return result;
-    *container = (struct container){.pidfd = -1, .sync = -1, .channel = request->channel};
-    result = make_page(container);
-    if (result == 0)
-        result = clone_child(container, request);
-    if (result < 0) {
-        if (container->page != NULL)
-            (void)sys(__NR_munmap, container->page, sizeof *container->page);
+    *container = (struct container){
+        .arena = arena, .pidfd = -1, .sync = -1, .channel = arena->request.channel};
+    arena->progress = (struct progress){.row = -1};
+    result = clone_child(container);
+    if (result < 0)
         return result;
-    }
-    request->channel = -1; /* the container's now */
+    arena->request.channel = -1; /* the container's now */
     container->pid = (int32_t)result;
     container->phase = PHASE_STARTING;
     launcher.alive++;
-    prepare_container(container, request);
+    prepare_container(container, &arena->request);
     return 0;
 }
 
@@ -163,14 +209,29 @@ static long decode_start(struct request *request, struct message *message)
     return receive_sources(request);
 }
 
+/* Close what the launcher has no more use for, whether a child has copies of it or not. */
+static void close_request(struct request *request)
+{
+    close_fds(request->stdio, STDIO_COUNT);
+    close_fds(request->sources, request->source_count);
+    close_fds(&request->channel, 1);
+}
+
 void handle_start(struct message *message)
 {
-    struct request *request = &launcher.request;
+    struct arena *arena = take_arena();
+    struct request *request;
     struct progress progress = {.step = STEP_REQUEST, .row = -1};
     long result;
-    request->start = (struct start *)launcher.buffer;
-    request->bytes = launcher.buffer;
-    request->mapped = 0;
+    if (arena == NULL) {
+        report_failure(message->fds[0], STEP_REQUEST, -ENOMEM);
+        close_fds(message->fds, message->fd_count);
+        return;
+    }
+    memcpy(arena->bytes, launcher.buffer, message->size);
+    request = &arena->request;
+    request->start = (struct start *)arena->bytes;
+    request->bytes = arena->bytes;
     request->source_count = 0;
     for (int i = 0; i < STDIO_COUNT; i++)
         request->stdio[i] = -1;
@@ -179,13 +240,11 @@ void handle_start(struct message *message)
     if (result == 0)
         result = begin_step(&progress, request->start, STEP_REQUEST);
     if (result == 0)
-        result = start_container(request, &progress);
+        result = start_container(arena, &progress);
     if (result < 0)
         report_failure(request->channel, progress.step, result);
     close_fds(message->fds, message->fd_count);
-    close_fds(request->stdio, STDIO_COUNT);
-    close_fds(request->sources, request->source_count);
-    close_fds(&request->channel, 1);
-    if (request->mapped > 0)
-        (void)sys(__NR_munmap, request->bytes, request->mapped);
+    close_request(request);
+    if (result < 0)
+        release_arena(arena);
 }

@@ -9,7 +9,7 @@ enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536 };
 enum phase { PHASE_FREE, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
 
 struct container {
-    struct progress *page; /* shared with the child until execve */
+    struct arena *arena; /* until execve */
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
     enum phase phase;
@@ -30,7 +30,7 @@ struct launcher {
     uint8_t leased[65536 / 8]; /* ranges of host ids that we hold */
     uint8_t rights[STATUS_SIZE];
     uint8_t status[STATUS_SIZE];
-    struct request request;
+    struct arena *free_arenas;
     struct message message;
     _Alignas(8) uint8_t buffer[MAX_INLINE];
 };
@@ -54,6 +54,7 @@ void handle_channel(struct container *container);
 void handle_children(void);
 
 /* start.c */
+void release_arena(struct arena *arena);
 void handle_start(struct message *message);
 
 #endif

@@ -32,6 +32,7 @@ enum {
     E2BIG = 7,
     EBADF = 9,
     EAGAIN = 11,
+    ENOMEM = 12,
     EACCES = 13,
     EEXIST = 17,
     EXDEV = 18,
