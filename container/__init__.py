@@ -13,6 +13,7 @@ says what a container is made of. Module functions and `Container` may be used f
 """
 
 import sys as _sys
+from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
 from container._capabilities import Capabilities, Capability, default_capabilities
@@ -122,9 +123,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not _sys.platform.startswith("linux"):
         raise UnsupportedError(f"containers need Linux; this is {_sys.platform}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"container.{_LAZY[name]}"), name)
+    value = getattr(_import_module(f"container.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 

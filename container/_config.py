@@ -198,7 +198,7 @@ def _stdio(value: Any, field: str) -> Any:
     return value
 
 
-def _signal(value: int, field: str) -> int:
+def parse_signal(value: int, field: str) -> int:
     number: int = _int(1, _MAX_SIGNAL)(value, field)
     return Signals(number) if number in Signals._value2member_map_ else number
 
@@ -206,7 +206,7 @@ def _signal(value: int, field: str) -> int:
 def _catchable(value: int, field: str) -> int:
     if value in (9, 19):
         _fail(field, "SIGKILL and SIGSTOP cannot be caught to forward them")
-    return _signal(value, field)
+    return parse_signal(value, field)
 
 
 def _time(value: datetime, field: str) -> datetime:
@@ -340,17 +340,28 @@ class _Checked:
 
     __slots__ = ()
     _checks: ClassVar[dict[str, Check]]
+    _defaults: ClassVar[dict[str, object]]
 
     def __init_subclass__(cls) -> None:
         if "_checks" in cls.__dict__:  # slots=True makes each class twice
             return
         hints = {name: hint for name, hint in cls.__annotations__.items() if hint is not KW_ONLY}
         cls._checks = {name: hint.__metadata__[0] for name, hint in hints.items()}
+        # A default that is in its stored form already needs no check: most fields, most times.
+        plain = (None, True, False, "", ())
+        cls._defaults = {
+            name: value
+            for name in hints
+            if any((value := cls.__dict__.get(name, cls)) is default for default in plain)
+        }
         cls.__annotations__ |= {name: hint.__origin__ for name, hint in hints.items()}
 
     def __post_init__(self) -> None:
+        defaults = self._defaults
         for name, check in self._checks.items():
-            self._set(name, check(getattr(self, name), name))
+            value = getattr(self, name)
+            if value is not defaults.get(name, _Checked):
+                self._set(name, check(value, name))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -733,7 +744,7 @@ class SignalConfig(_Checked):
     USR1 and USR2.
     """
 
-    stop_signal: Annotated[int, _signal] = SIGTERM
+    stop_signal: Annotated[int, parse_signal] = SIGTERM
     stop_timeout: Annotated[float | timedelta, parse_duration] = 10.0
     # Linux's numbers: not every system that can import this has these names.
     forward_signals: Annotated[Sequence[int], _sequence(_catchable)] = (15, 2, 1, 10, 12)
@@ -870,7 +881,7 @@ class Result:
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", tuple(self.args))
         if self.signal is None and self.returncode < 0:
-            object.__setattr__(self, "signal", _signal(-self.returncode, "returncode"))
+            object.__setattr__(self, "signal", parse_signal(-self.returncode, "returncode"))
 
     def check_returncode(self) -> None:
         """Raise `CommandError` unless the status is 0."""

@@ -17,9 +17,9 @@ from container._config import (
     SignalConfig,
     State,
     parse_duration,
+    parse_signal,
     validate_id,
 )
-from container._config import _signal as parse_signal
 from container._errors import (
     ConfigError,
     ContainerTimeoutError,
@@ -28,9 +28,9 @@ from container._errors import (
     launch_error,
     publish,
 )
-from container._launcher import Child, launch
-from container._plan import explain, make_plan, open_sources
-from container._process import CaptureLimits, ExecProcess, TextMode
+from container._launcher import Child, StartFlag
+from container._plan import explain, launch_plan, make_plan
+from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
 from container._streams import NAMES, Stdio, open_stdio
 
 
@@ -66,7 +66,7 @@ class Container:
     def create(self, process: Process) -> None:
         """Set everything up but do not start the program yet (OCI ``create``)."""
         with self._lock:
-            self._create(process, gate=True)
+            self._create(process, StartFlag.GATE)
 
     def start(self) -> None:
         """Start the program of a created container; returns once it runs.
@@ -100,18 +100,18 @@ class Container:
         if detach:
             raise UnsupportedError("detached containers are not supported yet", field="detach")
         with self._lock:
-            self._create(process, gate=False)
+            self._create(process, StartFlag(0))
             self._started_at = datetime.now(UTC)
 
-    def _create(self, process: Process, *, gate: bool) -> None:
+    def _create(self, process: Process, flags: StartFlag) -> None:
         self._check_owner()
         if not isinstance(process, Process):
             raise ConfigError(f"expected Process, got {type(process).__name__}", field="process")
         if self._destroyed or self._child is not None:
             raise StateError(f"container {self.id} was used before; make a new one")
-        stdio = open_stdio({name: getattr(process, name) for name in NAMES})
+        stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
-            self._plan = make_plan(self.config, process, gate=gate)
+            self._plan = make_plan(self.config, process, flags)
             child = self._launch(stdio)
             self._open_streams(stdio)
             self._child = child
@@ -119,18 +119,11 @@ class Container:
             stdio.close()
 
     def _launch(self, stdio: Stdio) -> Child:
-        plan = self._plan
-        with open_sources(plan) as sources:
-            child = launch(
-                plan.request,
-                plan.identity.maps,
-                sources,
-                stdio.child,
-                by_fd=plan.identity.by_fd,
-            )
+        child = launch_plan(self._plan, stdio.child)
+        stdio.close_child_ends()
         if child.failure is not None:
             child.close()
-            raise explain(child.failure, plan)
+            raise explain(child.failure, self._plan)
         if child.exit is not None and child.exit.lost:
             child.close()
             raise launch_error("launcher", None, "the launcher died while it started the container")
@@ -169,7 +162,9 @@ class Container:
 
     def _settled(self, child: Child) -> int:
         self._note_stop(child)
-        if child.exit is None or child.exit.lost:
+        if child.exit is None:
+            raise StateError(f"container {self.id} was destroyed before it was started")
+        if child.exit.lost:
             raise StateError(f"container {self.id} was killed: its launcher died")
         return child.exit.returncode
 
@@ -297,11 +292,10 @@ class Container:
         self, process: Process, text: TextMode | None, capture: CaptureLimits, began: float
     ) -> ExecProcess:
         """The command of a running container, as `popen` hands it out with its streams."""
-        streams = {
-            name: stream for name in NAMES if (stream := getattr(self, name)) is not None
-        }
+        streams = {name: stream for name in NAMES if (stream := getattr(self, name)) is not None}
         self.stdin = self.stdout = self.stderr = None
-        return ExecProcess(process, self._used_child(), streams, self.destroy, text, capture, began)
+        conversation = Conversation(process.args, text, capture, began)
+        return ExecProcess(self._used_child(), conversation, streams, self.destroy)
 
     def _state(self, child: Child) -> State:
         child.receive()

@@ -24,7 +24,12 @@ def parse_subids(text: str) -> Iterator[tuple[str, int, int]]:
     """(owner, first, end) for each line of subuid(5); lines that are none are left out."""
     for line in text.splitlines():
         fields = line.split(":")
-        if len(fields) == 3 and fields[1].isdecimal() and fields[2].isdecimal():
+        if (
+            len(fields) == 3
+            and not fields[0].startswith("#")
+            and fields[1].isdecimal()
+            and fields[2].isdecimal()
+        ):
             yield fields[0], int(fields[1]), int(fields[1]) + int(fields[2])
 
 
@@ -52,6 +57,7 @@ def find_slots(subids: Iterable[str], id_maps: Iterable[str]) -> range:
     slots = set.intersection(*owned) if owned else set()
     if not slots:
         slots = set(range(_CONTAINER_FIRST, _CONTAINER_END)) - foreign
+    slots.discard(0)  # the host's own users
     for text in id_maps:
         mapped = [_whole_slots(m.container_id, m.container_id + m.size) for m in parse_id_map(text)]
         slots = {slot for slot in slots if any(slot in run for run in mapped)}

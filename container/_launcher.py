@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
 from select import POLLIN, poll
+from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
 from typing import Final
 
@@ -49,6 +50,7 @@ class StartFlag(IntFlag):
     NO_NEW_PRIVS = lib.START_NO_NEW_PRIVS
     PRIVATE = lib.START_PRIVATE
     SHARE_MEMORY = lib.START_SHARE_MEMORY
+    QUIET = lib.START_QUIET
 
 
 _MFD_EXEC = 0x10
@@ -60,6 +62,7 @@ _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ONE_FD = socket.CMSG_LEN(4)
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
 # Namespaces that one thread can leave without its process: names in /proc/PID/ns.
+_NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup", "time", "pid_for_children")
 _THREAD_NAMESPACES = {
     "mnt": 0x20000,
     "net": 0x40000000,
@@ -73,7 +76,7 @@ _THREAD_NAMESPACES = {
 # Requests --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Source:
     """What the caller opened for a row of a bind mount."""
 
@@ -84,34 +87,36 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    resource: int
-    soft: int
-    hard: int
-
-
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """All that the launcher is told of a container, in Python's terms."""
+class Base:
+    """The part of a request that a Config decides alone."""
 
     clone_flags: int
-    flags: int
+    kept_namespaces: tuple[str, ...]  # of the caller, by or in which the container is made
+    flags: StartFlag
     table: "RowTable"
-    programs: Sequence[str]
-    args: Sequence[str]
-    env: Sequence[str]
-    groups: Sequence[int]
-    limits: Sequence[Limit]
     hostname: str
-    cwd: str
-    uid: int
-    gid: int
-    umask: int
     bounding: int
     effective: int
     permitted: int
     inheritable: int
     ambient: int
+
+
+@dataclass(slots=True)
+class StartRequest:
+    """All that the launcher is told of a container, in Python's terms."""
+
+    base: Base
+    flags: StartFlag
+    programs: Sequence[str]
+    args: Sequence[str]
+    env: Sequence[str]
+    groups: Sequence[int]
+    limits: Sequence[tuple[int, int, int]]  # resource, soft, hard
+    cwd: str
+    uid: int
+    gid: int
+    umask: int
 
 
 # A test of the undo sets this to a step's number: that step then fails with EIO.
@@ -199,7 +204,8 @@ def encode_start(
     by_fd: bool,
 ) -> bytes:
     """The bytes of ``struct start``; ``by_fd``: the launcher copies the sources, as root."""
-    table = request.table.encode(sources, by_fd=by_fd)
+    base = request.base
+    table = base.table.encode(sources, by_fd=by_fd)
     limits_at = _START_SIZE + len(table)
     numbers_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
     strings = (request.programs, request.args, request.env)
@@ -216,23 +222,23 @@ def encode_start(
     header.op = lib.REQUEST_START
     header.flags = request.flags
     header.fail_step = fail_step
-    header.clone_flags = request.clone_flags
+    header.clone_flags = base.clone_flags
     header.uid_map = (blob.add(uid_map), len(uid_map))
     header.gid_map = (blob.add(gid_map), len(gid_map))
-    header.rows = (_START_SIZE, len(request.table.rows))
+    header.rows = (_START_SIZE, len(base.table.rows))
     header.rlimits = (limits_at, len(request.limits))
     header.programs, header.args, header.env = spans
     header.groups = groups
-    header.hostname = blob.string(request.hostname)
+    header.hostname = blob.string(base.hostname)
     header.cwd = blob.string(request.cwd)
     header.uid, header.gid, header.umask = request.uid, request.gid, request.umask
     header.source_count = sum(source is not None for source in sources) if by_fd else 0
-    header.bounding, header.effective = request.bounding, request.effective
-    header.permitted, header.inheritable = request.permitted, request.inheritable
-    header.ambient = request.ambient
+    header.bounding, header.effective = base.bounding, base.effective
+    header.permitted, header.inheritable = base.permitted, base.inheritable
+    header.ambient = base.ambient
     blob.add(b"\0")
     header.size = blob.offset
-    limits = ffi.new("struct limit[]", [(x.resource, 0, x.soft, x.hard) for x in request.limits])
+    limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
     return b"".join(
         (
             bytes(ffi.buffer(header)),
@@ -279,6 +285,7 @@ class Child:
         self.channel = channel
         self.pid: int | None = None
         self.pidfd: int | None = None
+        self.created = False
         self.started = False
         self.exit: Exit | None = None
         self.failure: Failure | None = None
@@ -319,9 +326,12 @@ class Child:
         report = ffi.from_buffer("struct report *", data)
         if fd is not None:
             self.pidfd = fd
-        if report.kind in (lib.REPORT_CREATED, lib.REPORT_STARTED):
+        if report.kind == lib.REPORT_CLONED:
             self.pid = report.pid
-            self.started = report.kind == lib.REPORT_STARTED
+        elif report.kind == lib.REPORT_CREATED:
+            self.created = True
+        elif report.kind == lib.REPORT_STARTED:
+            self.started = True
         elif report.kind == lib.REPORT_FAILED:
             step = STEPS.get(report.step, "launcher")
             self.failure = Failure(step, report.error, report.row, report.value)
@@ -340,12 +350,16 @@ class Child:
         # that off itself gets its end from us.
         if self.pidfd is not None:
             try:
-                _send_signal(self.pidfd, 9)
+                pidfd_send_signal(self.pidfd, SIGKILL)
             except ProcessLookupError:
                 pass
             else:
                 wait_readable(self.pidfd, None)
         self.exit = Exit(-9, lost=True)
+
+    def refused(self) -> bool:
+        """The launcher has other rights than its caller has by now: another one has to be asked."""
+        return self.failure is not None and self.failure.step == "rights" and not fail_step
 
     def command(self, op: int, value: int = 0) -> None:
         """Tell the launcher something about this container; it may be gone already."""
@@ -408,12 +422,6 @@ def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     to.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
-def _send_signal(pidfd: int, number: int) -> None:
-    import signal
-
-    signal.pidfd_send_signal(pidfd, number)
-
-
 def wait_readable(fd: int, timeout: float | None) -> bool:
     """poll(2) one fd; ``timeout`` in seconds, None for ever."""
     poller = poll()
@@ -437,6 +445,7 @@ class Launcher:
         self._free: list[int] = []
         self._lock = threading.Lock()
         self._slots = range(0)
+        self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
         with theirs:
             try:
                 self.pid = self._spawn(theirs)
@@ -445,6 +454,7 @@ class Launcher:
                 self.socket.close()
                 raise
         self._identity = os.fstat(self.socket.fileno())[1:3]
+        self._pidfd_identity = os.fstat(self.pidfd)[1:3]
 
     def _spawn(self, theirs: socket.socket) -> int:
         fds: list[int] = []
@@ -472,13 +482,24 @@ class Launcher:
 
     def is_ours(self) -> bool:
         """Whether it can be asked: started by this process, and its socket still open."""
-        if self.owner != os.getpid():
-            return False
+        return self.owner == os.getpid() and self._has_socket()
+
+    def _has_socket(self) -> bool:
         try:
             # A program that closes every fd (a daemon) closes ours, and may reuse the number.
             return os.fstat(self.socket.fileno())[1:3] == self._identity
         except OSError:
             return False
+
+    def _has_pidfd(self) -> bool:
+        try:
+            return os.fstat(self.pidfd)[1:3] == self._pidfd_identity
+        except OSError:
+            return False
+
+    def is_where(self, names: tuple[str, ...]) -> bool:
+        """Whether this process is still in the namespaces that the launcher was started in."""
+        return all(_namespace(name) == self._namespaces[name] for name in names)
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         try:
@@ -559,15 +580,19 @@ class Launcher:
                 os.close(memfd)
 
     def close(self) -> None:
-        """Stop asking it. With its last container it ends by itself."""
-        if not self.is_ours():
+        """Stop asking it: with its last container it ends by itself. In a fork of its caller, only
+        give the fork's copies of the fds back.
+        """
+        if self._has_pidfd():
+            if self.owner == os.getpid():
+                # To a caller that is PID 1 or a subreaper it is a child after all.
+                with suppress(ChildProcessError):
+                    os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL)
+            os.close(self.pidfd)
+        if self._has_socket():
+            self.socket.close()
+        else:
             self.socket.detach()  # a number that is somebody else's by now
-            return
-        self.socket.close()
-        # Of a caller that is PID 1 or a subreaper it is a child after all: leave no zombie.
-        with suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL)
-        os.close(self.pidfd)
 
     def end(self) -> None:
         """Close it and wait until every container of it is gone."""
@@ -579,7 +604,7 @@ class Launcher:
 
 def _say_memfd(request: bytes) -> bytes:
     """The head of a request whose whole is in a memfd."""
-    head = bytearray(request[: _START_SIZE])
+    head = bytearray(request[:_START_SIZE])
     ffi.from_buffer("struct start *", head).flags |= lib.START_IN_MEMFD
     return bytes(head)
 
@@ -649,14 +674,19 @@ def _left_namespaces() -> int:
     return left
 
 
+def _namespace(name: str) -> str:
+    return os.readlink(f"/proc/self/ns/{name}")
+
+
 _lock = threading.RLock()
 _current: Launcher | None = None
 
 
-def _get() -> Launcher:
+def _get(namespaces: tuple[str, ...] = ()) -> Launcher:
+    """The launcher, which is where this process is as far as ``namespaces`` go."""
     global _current  # noqa: PLW0603 - the one launcher of this process
     with _lock:
-        if _current is not None and not _current.is_ours():
+        if _current is not None and not (_current.is_ours() and _current.is_where(namespaces)):
             _drop(_current)
         if _current is None:
             _current = Launcher()
@@ -675,8 +705,7 @@ def _forget_in_fork() -> None:
     global _current, _lock  # noqa: PLW0603
     _lock = threading.RLock()  # another thread of the parent may have held it
     if _current is not None:
-        _current.socket.close()  # our copy of the parent's: its end must be the parent's end
-        os.close(_current.pidfd)
+        _current.close()  # our copy of the parent's: its end must be the parent's end
         _current = None
 
 
@@ -688,6 +717,13 @@ def _end_with_interpreter() -> None:
     """Close the socket, which ends every attached container, and see that done."""
     if _current is not None:
         _current.end()
+
+
+def replace_launcher() -> None:
+    """Have the next start ask a new launcher."""
+    with _lock:
+        if _current is not None:
+            _drop(_current)
 
 
 def launcher_pid() -> int:
@@ -720,8 +756,10 @@ def _attempt(
         release()
         raise
     child.on_end(release)
+    if request.flags & StartFlag.QUIET:
+        return child
     try:
-        while not (child.pid or child.over):
+        while not (child.created or child.started or child.over):
             child.wait_news(None)
             child.receive()
     except BaseException:
@@ -742,19 +780,20 @@ def launch(
     *,
     by_fd: bool,
 ) -> Child:
-    """Start a container and wait for its first report: created, started or failed.
+    """Start a container and wait until it is created, started, or has failed; with
+    `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
     ``maps`` None leases a range of host ids for as long as the container lives. A launcher that
     turns out to be dead, or to have more rights than we have now, is replaced, once.
     """
     for _ in range(2):
-        launcher = _get()
+        launcher = _get(request.base.kept_namespaces)
         try:
             child = _attempt(launcher, request, maps, sources, stdio, by_fd=by_fd)
         except _Gone:
             _drop(launcher)
             continue
-        if child.failure is not None and child.failure.step == "rights" and not fail_step:
+        if child.refused():
             child.close()
             _drop(launcher)
             continue

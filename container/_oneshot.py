@@ -4,8 +4,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from time import monotonic
-from typing import Any, Literal
+from typing import Literal
 
 from container._config import (
     DEVNULL,
@@ -22,7 +23,10 @@ from container._config import (
 )
 from container._container import Container
 from container._errors import CommandError, ConfigError, UnsupportedError, publish
-from container._process import CaptureLimits, ExecProcess, TextMode
+from container._launcher import StartFlag, replace_launcher
+from container._plan import explain, launch_plan, make_plan
+from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
+from container._streams import open_stdio
 
 Bind = Mount | str
 
@@ -44,22 +48,33 @@ def parse_bind(value: Bind, field: str) -> Mount:
         raise ConfigError(error.detail, field=f"{field}.{error.field}") from None
 
 
+_DEFAULT_CONFIG = Config()
+
+
 def _config(
     config: Config | None, root: StrPath | HostRoot | None, binds: Sequence[Bind]
 ) -> Config:
-    if config is not None and not isinstance(config, Config):
+    if config is None:
+        config = _DEFAULT_CONFIG
+    elif not isinstance(config, Config):
         raise ConfigError(f"expected Config, got {type(config).__name__}", field="config")
     if isinstance(binds, str) or not isinstance(binds, Sequence):
         raise ConfigError(f"expected a sequence, got {type(binds).__name__}", field="binds")
-    config = config if config is not None else Config()
-    mounts = [parse_bind(bind, f"binds[{i}]") for i, bind in enumerate(binds)]
-    if root is None and not mounts:
+    if root is None and not binds:
         return config
+    if isinstance(root, str) and not binds:
+        return _with_root(config, root)
+    mounts = [parse_bind(bind, f"binds[{i}]") for i, bind in enumerate(binds)]
     return replace(
         config,
         root=root if root is not None else config.root,
         mounts=(*config.mounts, *mounts),
     )
+
+
+@lru_cache(maxsize=64)
+def _with_root(config: Config, root: str) -> Config:
+    return replace(config, root=root)
 
 
 def _refuse_absent(memory: object, cpus: object, pids: object, network: object) -> None:
@@ -129,41 +144,60 @@ def run(
     errors: `ConfigError` names a bad parameter, `LaunchError` the step that failed,
     `UnsupportedError` what this version does not do. Whatever happens, nothing stays behind.
     """
+    began = monotonic()
+    _refuse_absent(memory, cpus, pids, network)
     limit = None if timeout is None else parse_duration(timeout)
+    mode = _text_mode(text, encoding, errors)
+    capture = _capture(max_output, keep)
+    data = _input_bytes(input, mode)
     if input is not None:
         if stdin not in (DEVNULL, PIPE, None):
             raise ConfigError("cannot be given together with input", field="stdin")
         stdin = PIPE
-    mode = _text_mode(text, encoding, errors)
-    if isinstance(input, str) and mode is None:
-        raise ConfigError("must be bytes unless text=True", field="input")
-    if input is not None and not isinstance(input, str | bytes | bytearray | memoryview):
-        raise ConfigError(f"expected bytes or str, got {type(input).__name__}", field="input")
-    process = popen(
-        args,
-        root=root,
-        config=config,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env=env,
-        cwd=cwd,
-        user=user,
-        memory=memory,
-        cpus=cpus,
-        pids=pids,
-        network=network,
-        binds=binds,
-        max_output=max_output,
-        keep=keep,
-        text=text,
-        encoding=encoding,
-        errors=errors,
-    )
-    result = process._exchange(input, limit)
+    elif stdin == PIPE:
+        raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
+    process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
+    conversation = Conversation(process.args, mode, capture, began)
+    result = _run(_config(config, root, binds), process, conversation, data, limit)
     if check and result.returncode != 0:
         raise CommandError(result)
     return result
+
+
+def _run(
+    config: Config,
+    process: Process,
+    conversation: Conversation,
+    data: bytes,
+    limit: float | None,
+) -> Result:
+    """One container without the objects of one: its end is all that is waited for."""
+    while True:
+        plan = make_plan(config, process, StartFlag.QUIET)
+        stdio = open_stdio(process.stdin, process.stdout, process.stderr)
+        try:
+            child = launch_plan(plan, stdio.child)
+            stdio.close_child_ends()
+            result = conversation.hold(child, stdio.ours, data, limit)
+        finally:
+            stdio.close()
+        if result is not None:
+            return result
+        if child.failure is not None and not child.refused():
+            raise explain(child.failure, plan)
+        replace_launcher()
+
+
+def _input_bytes(data: bytes | str | None, text: TextMode | None) -> bytes:
+    if data is None:
+        return b""
+    if isinstance(data, str):
+        if text is None:
+            raise ConfigError("must be bytes unless text=True", field="input")
+        return text.encode(data)
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ConfigError(f"expected bytes or str, got {type(data).__name__}", field="input")
+    return data
 
 
 def popen(
@@ -196,9 +230,7 @@ def popen(
     _refuse_absent(memory, cpus, pids, network)
     mode = _text_mode(text, encoding, errors)
     capture = _capture(max_output, keep)
-    process = Process(
-        args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr
-    )
+    process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
     box = Container(_config(config, root, binds))
     box.run(process)
     return box._as_process(process, mode, capture, began)

@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From Config and Process to the request that the launcher gets, and from its answer to an error."""
+"""From Config and Process to the launcher's request, and from its answer to an error."""
 
 import os
 import resource
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from errno import E2BIG, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
 from functools import lru_cache
+from typing import Self, cast
 
 from container import _ids
 from container._capabilities import to_mask
-from container._config import Config, HostRoot, IDMapping, Process, parse_user
+from container._config import Config, HostRoot, IDMapping, Namespaces, Process, parse_user
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
-from container._launcher import Failure, Limit, Maps, RowTable, Source, StartFlag, StartRequest
+from container._launcher import (
+    Base,
+    Child,
+    Failure,
+    Maps,
+    RowTable,
+    Source,
+    StartFlag,
+    StartRequest,
+    launch,
+)
 from container._rootfs import (
     Op,
+    Row,
     RowFlag,
     Surroundings,
     host_layout,
@@ -26,6 +37,7 @@ from container._rootfs import (
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INFINITY = 2**64 - 1
+_CLONE_NEWTIME = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +70,7 @@ def identify(config: Config) -> Identity:
             field="namespaces.user",
         )
     maps = (_ids.own_id_mapping(os.geteuid()), _ids.own_id_mapping(os.getegid()))
-    return Identity(
-        maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False
-    )
+    return Identity(maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False)
 
 
 def _given_identity(config: Config, root: bool) -> Identity:
@@ -87,24 +97,60 @@ def _has_id(container_id: int, mappings: Sequence[IDMapping]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class _Foundation:
+    """What a Config and the caller's ids decide, kept for the next start of the like."""
+
+    base: Base
+    identity: Identity
+
+
+@dataclass(slots=True)
 class Plan:
     """Everything that a start needs, but the stdio."""
 
     request: StartRequest
     identity: Identity
-    config: Config
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self.request.base.table.rows
 
 
-def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
-    """Plan a start; ``gate``: stop before the program, for `Container.create`."""
-    identity = identify(config)
+def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
+    """Plan a start; ``flags``: GATE to stop before the program, QUIET."""
+    foundation = _lay_foundation(
+        config, os.geteuid(), os.getegid(), os.readlink("/proc/self/ns/user"), _cwd_for(config)
+    )
+    identity = foundation.identity
     uid, gid, groups = _ids_of(process, identity)
-    around = Surroundings(identity.idmap, identity.known[1])
     env = _environment(process, uid)
+    flags |= foundation.base.flags
+    if _may_share_memory(flags, foundation.base.clone_flags):
+        flags |= StartFlag.SHARE_MEMORY
+    request = StartRequest(
+        base=foundation.base,
+        flags=flags,
+        programs=_programs(str(process.args[0]), env["PATH"]),
+        args=cast(Sequence[str], process.args),
+        env=[f"{name}={value}" for name, value in env.items()],
+        groups=groups,
+        limits=_limits(process),
+        cwd=str(process.cwd or "/"),
+        uid=uid,
+        gid=gid,
+        umask=process.umask,
+    )
+    return Plan(request, identity)
+
+
+@lru_cache(maxsize=64)
+def _lay_foundation(
+    config: Config, euid: int, egid: int, user_namespace: str, cwd: str
+) -> _Foundation:
+    identity = identify(config)
     namespaces = config.namespaces
     flags = identity.flags
     for wanted, flag in (
-        (gate, StartFlag.GATE),
         (namespaces.net, StartFlag.LOOPBACK),
         (needs_locked_mounts(config), StartFlag.LOCK_MOUNTS),
         (not config.use_pivot_root, StartFlag.CHROOT),
@@ -112,38 +158,37 @@ def make_plan(config: Config, process: Process, *, gate: bool) -> Plan:
     ):
         if wanted:
             flags |= flag
-    if _may_share_memory(flags) and not namespaces.time:
-        flags |= StartFlag.SHARE_MEMORY
+    around = Surroundings(identity.idmap, identity.known[1])
+    rows = [
+        replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
+        for row in plan_rows(config, host_layout(euid), around)
+    ]
     capabilities = config.capabilities
-    request = StartRequest(
+    base = Base(
         clone_flags=namespaces.clone_flags(),
+        kept_namespaces=("mnt", "user", *_kept(namespaces)),
         flags=flags,
-        table=_table(config, around, os.geteuid(), _cwd_for(config)),
-        programs=_programs(str(process.args[0]), env["PATH"]),
-        args=[str(arg) for arg in process.args],
-        env=[f"{name}={value}" for name, value in env.items()],
-        groups=groups,
-        limits=_limits(process),
+        table=RowTable(rows),
         hostname=config.hostname if namespaces.uts else "",
-        cwd=str(process.cwd or "/"),
-        uid=uid,
-        gid=gid,
-        umask=process.umask,
         bounding=to_mask(capabilities.bounding),
         effective=to_mask(capabilities.effective),
         permitted=to_mask(capabilities.permitted),
         inheritable=to_mask(capabilities.inheritable),
         ambient=to_mask(capabilities.ambient),
     )
-    return Plan(request, identity, config)
+    return _Foundation(base, identity)
 
 
-def _may_share_memory(flags: StartFlag) -> bool:
+def _kept(namespaces: Namespaces) -> list[str]:
+    return [name for name in ("net", "ipc", "uts", "cgroup") if not getattr(namespaces, name)]
+
+
+def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # Worth 200 us of a start. Not where the child waits long, nor where it has to be dumpable for
     # a moment, which is a property of the memory; nor with a time namespace, which a process that
     # shares memory cannot enter before Linux 6.3.
     unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
-    return not flags & unfit
+    return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
 
 def _ids_of(process: Process, identity: Identity) -> tuple[int, int, Sequence[int]]:
@@ -181,7 +226,7 @@ def _programs(program: str, path: str) -> list[str]:
     return [os.path.join(directory or ".", program) for directory in path.split(":")]
 
 
-def _limits(process: Process) -> list[Limit]:
+def _limits(process: Process) -> list[tuple[int, int, int]]:
     # The launcher's own limit of files is raised; the container gets the caller's.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = {
@@ -190,20 +235,9 @@ def _limits(process: Process) -> list[Limit]:
     }
     limits |= {limit.number: (int(limit.soft), int(limit.hard)) for limit in process.rlimits}
     return [
-        Limit(number, soft % (_INFINITY + 1), hard % (_INFINITY + 1))
+        (number, soft % (_INFINITY + 1), hard % (_INFINITY + 1))
         for number, (soft, hard) in limits.items()
     ]
-
-
-@lru_cache(maxsize=32)
-def _table(config: Config, around: Surroundings, euid: int, cwd: str) -> RowTable:
-    rows = plan_rows(config, host_layout(euid), around)
-    return RowTable(
-        [
-            replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
-            for row in rows
-        ]
-    )
 
 
 def _cwd_for(config: Config) -> str:
@@ -216,27 +250,45 @@ def _cwd_for(config: Config) -> str:
     return "/" if all(map(os.path.isabs, sources)) else os.getcwd()
 
 
-@contextmanager
-def open_sources(plan: Plan) -> Iterator[list[Source | None]]:
-    """Open what rows bind, with the caller's rights and in its mount namespace."""
-    with ExitStack() as stack:
-        sources: list[Source | None] = []
-        for index, row in enumerate(plan.request.table.rows):
-            if not row.opened:
-                sources.append(None)
-                continue
-            flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if index == 0 else 0)
-            try:
-                fd = os.open(row.source, flags)
-            except OSError as error:
-                raise launch_error(
-                    "sources", error.errno, f"cannot open {row.what}", row.source
-                ) from None
-            stack.callback(os.close, fd)
-            status = os.fstat(fd)
-            directory = stat.S_ISDIR(status.st_mode)
-            sources.append(Source(fd, status.st_dev, status.st_ino, directory))
-        yield sources
+class Sources(list[Source | None]):
+    """What rows bind, opened with the caller's rights and in its mount namespace."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        super().__init__()
+        try:
+            for index, row in enumerate(rows):
+                self.append(_open_source(row, index) if row.opened else None)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        while self:
+            source = self.pop()
+            if source is not None:
+                os.close(source.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _open_source(row: Row, index: int) -> Source:
+    flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if index == 0 else 0)
+    try:
+        fd = os.open(row.source, flags)
+    except OSError as error:
+        raise launch_error("sources", error.errno, f"cannot open {row.what}", row.source) from None
+    status = os.fstat(fd)
+    return Source(fd, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode))
+
+
+def launch_plan(plan: Plan, stdio: Sequence[int]) -> Child:
+    """Send a plan off, with the child's fds 0 to 2."""
+    with Sources(plan.rows) as sources:
+        return launch(plan.request, plan.identity.maps, sources, stdio, by_fd=plan.identity.by_fd)
 
 
 # Errors ----------------------------------------------------------------------------------------
@@ -264,15 +316,15 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     """Word what the launcher reported in numbers."""
     request = plan.request
     detail, path = _DETAILS.get(failure.step, f"step {failure.step} failed"), None
-    if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(request.table.rows):
-        row = request.table.rows[failure.row]
+    if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(plan.rows):
+        row = plan.rows[failure.row]
         verb = {Op.BIND: "bind", Op.MOUNT: "mount"}.get(row.op, "make")
         verb = "copy the mount of" if failure.step == "sources" else verb
         detail, path = f"cannot {verb} {row.what}", row.source if row.opened else f"/{row.target}"
     elif failure.step == "hostname":
-        detail = f"cannot set the hostname {request.hostname!r}"
+        detail = f"cannot set the hostname {request.base.hostname!r}"
     elif failure.step == "rlimits" and 0 <= failure.row < len(request.limits):
-        detail = f"cannot set resource limit {request.limits[failure.row].resource}"
+        detail = f"cannot set resource limit {request.limits[failure.row][0]}"
     elif failure.step == "ids":
         detail = f"cannot become user {request.uid}, group {request.gid}"
     elif failure.step == "cwd":
@@ -280,9 +332,7 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     elif failure.step == "exec":
         path = _program(failure, request)
         detail = f"cannot execute {path!r}"
-    return launch_error(
-        failure.step, failure.errno or None, detail, path, _hint(failure, plan)
-    )
+    return launch_error(failure.step, failure.errno or None, detail, path, _hint(failure, plan))
 
 
 def _program(failure: Failure, request: StartRequest) -> str:
@@ -292,31 +342,32 @@ def _program(failure: Failure, request: StartRequest) -> str:
     return request.args[0]
 
 
+_HINTS = {
+    ("exec", ENOEXEC): "made for another architecture, or a script without '#!'",
+    ("exec", E2BIG): "arguments and environment are larger than execve(2) takes",
+    ("sources", ESTALE): "the path was replaced while the container was started",
+    ("filesystem", ESTALE): "the path was replaced while the container was started",
+}
+
+
 def _hint(failure: Failure, plan: Plan) -> str | None:
     """What to do, where the cause is sure."""
     if failure.errno == 0:
         return "it was killed before the program ran, perhaps for lack of memory"
-    match failure.step, failure.errno:
-        case "exec", _ if failure.value:
-            return "the file is there, but not the interpreter or dynamic loader that it names"
-        case "exec", code if code == ENOEXEC:
-            return "made for another architecture, or a script without '#!'"
-        case "exec", code if code == E2BIG:
-            return "arguments and environment are larger than execve(2) takes"
-        case ("sources" | "filesystem"), code if code == ESTALE:
-            return "the path was replaced while the container was started"
-        case "sources", code if code == EINVAL and _is_idmapped(failure, plan):
-            return (
-                "its file system cannot be id-mapped: bind it read-only, use another file system"
-                " or give uid_mappings and gid_mappings"
-            )
-        case "clone", code if code in (EPERM, ENOSPC):
-            return _namespace_hint()
-    return None
+    if failure.step == "exec" and failure.value:
+        return "the file is there, but not the interpreter or dynamic loader that it names"
+    if failure.step == "sources" and failure.errno == EINVAL and _is_idmapped(failure, plan):
+        return (
+            "its file system cannot be id-mapped: bind it read-only, use another file system"
+            " or give uid_mappings and gid_mappings"
+        )
+    if failure.step == "clone" and failure.errno in (EPERM, ENOSPC):
+        return _namespace_hint()
+    return _HINTS.get((failure.step, failure.errno))
 
 
 def _is_idmapped(failure: Failure, plan: Plan) -> bool:
-    rows = plan.request.table.rows
+    rows = plan.rows
     return 0 <= failure.row < len(rows) and bool(rows[failure.row].flags & RowFlag.IDMAP)
 
 

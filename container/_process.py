@@ -3,15 +3,14 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import IO, Any, Literal, Self
 
-from container._config import Process, Result, Usage, parse_duration
-from container._config import _signal as parse_signal
+from container._config import Result, StrPath, Usage, parse_duration, parse_signal
 from container._errors import ContainerTimeoutError, StateError, publish
 from container._launcher import Child
 from container._streams import Capture, Exchange
@@ -40,6 +39,85 @@ class CaptureLimits:
     keep: Literal["head", "tail"]
 
 
+class Conversation:
+    """A command from its start to its result, for `run` and `ExecProcess.communicate`."""
+
+    __slots__ = ("args", "began", "capture", "text")
+
+    def __init__(
+        self,
+        args: Sequence[StrPath],
+        text: TextMode | None,
+        capture: CaptureLimits,
+        began: float,
+    ) -> None:
+        self.args = tuple(os.fspath(arg) for arg in args)
+        self.text = text
+        self.capture = capture
+        self.began = began
+
+    def hold(
+        self,
+        child: Child,
+        fds: dict[str, int],
+        data: bytes,
+        timeout: float | None,
+    ) -> Result | None:
+        """Feed and drain the pipes until the command ends; ``fds`` and ``child`` are closed here.
+
+        None where the command never ran: ``child.failure`` says why.
+        """
+        captures = {
+            name: Capture(self.capture.limit, self.capture.keep) for name in fds if name != "stdin"
+        }
+        sinks = {name: capture.add for name, capture in captures.items()}
+        try:
+            exchange = Exchange(child, fds, sinks, data)
+            in_time = exchange.run(None if timeout is None else monotonic() + timeout)
+            if not in_time:
+                child.kill()
+            exchange.finish()
+        except BaseException:
+            child.kill()
+            raise
+        child.close()
+        return self.conclude(child, captures, None if in_time else timeout)
+
+    def conclude(
+        self, child: Child, captures: Mapping[str, Capture], timed_out: float | None
+    ) -> Result | None:
+        """The result of a child that is over; an error where it timed out or was lost."""
+        end = child.exit
+        if end is None:
+            return None
+        if end.lost:
+            raise StateError("the command was killed: its launcher died")
+        outputs: dict[str, Any] = {}
+        for name, capture in captures.items():
+            cut = capture.dropped > 0 or timed_out is not None
+            outputs[name] = self._decode(capture.content(), cut)
+            outputs[f"{name}_dropped"] = capture.dropped
+        result = Result(
+            args=self.args,
+            returncode=end.returncode,
+            timed_out=timed_out is not None,
+            usage=Usage(monotonic() - self.began, end.user, end.system, end.max_rss),
+            **outputs,
+        )
+        if timed_out is not None:
+            raise ContainerTimeoutError(
+                f"{self.args[0]!r} ran longer than {timed_out:g} seconds and was killed", result
+            )
+        return result
+
+    def _decode(self, content: bytes, cut: bool) -> bytes | str:
+        if self.text is None:
+            return content
+        # Cut output may end in the middle of a character.
+        mode = TextMode(self.text.encoding, "replace") if cut else self.text
+        return mode.decode(content)
+
+
 class ExecProcess:
     """A running command. Made by `popen`; thread-safe but for its streams.
 
@@ -51,21 +129,18 @@ class ExecProcess:
 
     def __init__(
         self,
-        process: Process,
         child: Child,
+        conversation: Conversation,
         streams: Mapping[str, IO[bytes]],
         destroy: Callable[[], None],
-        text: TextMode | None,
-        capture: CaptureLimits,
-        began: float,
     ) -> None:
-        self.args = tuple(os.fspath(arg) for arg in process.args)
+        self.args = conversation.args
+        self._conversation = conversation
         self._child = child
         self._destroy = destroy
-        self._text = text
-        self._capture = capture
-        self._began = began
-        self._ended: float | None = None
+        self._text = conversation.text
+        self._owner = os.getpid()
+        self._usage: Usage | None = None
         self.pid = child.pid
         self.stdin: IO[Any] | None = self._wrap(streams.get("stdin"))
         self.stdout: IO[Any] | None = self._wrap(streams.get("stdout"))
@@ -92,32 +167,27 @@ class ExecProcess:
 
     @property
     def usage(self) -> Usage | None:
-        """What it used, once it has ended."""
-        end = self._child.exit
-        if end is None:
-            return None
-        wall = (self._ended if self._ended is not None else monotonic()) - self._began
-        return Usage(wall=wall, user=end.user, system=end.system, max_rss=end.max_rss)
+        """What it used, once its end was seen."""
+        return self._usage
 
     def poll(self) -> int | None:
         """The status if it has ended, else None."""
+        self._check_owner()
         self._child.receive()
-        if self._child.over:
-            return self._finish()
-        return None
+        return self._finish() if self._child.over else None
 
     def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the end; at ``timeout`` seconds kill the whole container and raise
         `ContainerTimeoutError`. A full pipe that nobody reads stops the command: `communicate`.
         """
-        deadline = self._deadline(timeout)
+        self._check_owner()
+        limit = None if timeout is None else parse_duration(timeout)
+        deadline = None if limit is None else monotonic() + limit
         while not self._child.over:
             left = None if deadline is None else deadline - monotonic()
             if not self._child.wait_news(left) and left is not None and left <= 0:
-                self.kill()
-                self._close_streams()
                 self._child.kill()
-                self._raise_timeout(timeout, None, None)
+                self._conversation.conclude(self._child, {}, limit)
             self._child.receive()
         return self._finish()
 
@@ -129,38 +199,11 @@ class ExecProcess:
         kept. At ``timeout`` seconds the container is killed: `ContainerTimeoutError`, with what
         was read in its ``result``.
         """
-        result = self._exchange(input, timeout)
+        self._check_owner()
+        data = self._to_bytes(input)
+        limit = None if timeout is None else parse_duration(timeout)
+        result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
         return result.stdout, result.stderr
-
-    def _exchange(
-        self, data: bytes | str | None, timeout: float | timedelta | None
-    ) -> Result:
-        deadline = self._deadline(timeout)
-        captures = {
-            name: Capture(self._capture.limit, self._capture.keep)
-            for name in ("stdout", "stderr")
-            if getattr(self, name) is not None
-        }
-        exchange = Exchange(
-            self._child,
-            self._take_fds(),
-            {name: capture.add for name, capture in captures.items()},
-            self._to_bytes(data),
-        )
-        try:
-            in_time = exchange.run(deadline)
-        except BaseException:
-            self._child.kill()
-            exchange.finish()
-            raise
-        if not in_time:
-            self._child.kill()
-        exchange.finish()
-        self._finish()
-        result = self._result(captures, timed_out=not in_time)
-        if not in_time:
-            raise self._timeout_error(timeout, result)
-        return result
 
     def _take_fds(self) -> dict[str, int]:
         fds = {}
@@ -185,26 +228,6 @@ class ExecProcess:
             return self._text.encode(data)
         return data
 
-    def _result(self, captures: Mapping[str, Capture], *, timed_out: bool) -> Result:
-        outputs: dict[str, Any] = {}
-        for name, capture in captures.items():
-            content = capture.content()
-            # Cut output may end in the middle of a character.
-            text = self._text
-            if text is not None and (capture.dropped or timed_out):
-                text = TextMode(text.encoding, "replace")
-            outputs[name] = content if text is None else text.decode(content)
-            outputs[f"{name}_dropped"] = capture.dropped
-        returncode = self.returncode
-        assert returncode is not None
-        return Result(
-            args=self.args,
-            returncode=returncode,
-            timed_out=timed_out,
-            usage=self.usage,
-            **outputs,
-        )
-
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command; nothing happens if it has ended."""
         number = parse_signal(sig, "sig")
@@ -219,34 +242,18 @@ class ExecProcess:
         """SIGKILL: every process of the container."""
         self.send_signal(9)
 
-    def _deadline(self, timeout: float | timedelta | None) -> float | None:
-        return None if timeout is None else monotonic() + parse_duration(timeout)
-
     def _finish(self) -> int:
-        if self._ended is None:
-            self._ended = monotonic()
-        end = self._child.exit
         self._child.close()
-        if end is None or end.lost:
-            raise StateError("the command was killed: its launcher died")
-        return end.returncode
+        return self._ran(self._conversation.conclude(self._child, {}, None)).returncode
 
-    def _raise_timeout(
-        self, timeout: float | timedelta | None, stdout: Any, stderr: Any
-    ) -> None:
-        returncode = self._finish()
-        result = Result(
-            self.args, returncode, stdout, stderr, timed_out=True, usage=self.usage
-        )
-        raise self._timeout_error(timeout, result)
+    def _ran(self, result: Result | None) -> Result:
+        assert result is not None, "it had started, so it has ended"
+        self._usage = self._usage or result.usage
+        return result
 
-    def _timeout_error(
-        self, timeout: float | timedelta | None, result: Result
-    ) -> ContainerTimeoutError:
-        seconds = parse_duration(timeout if timeout is not None else 0)
-        return ContainerTimeoutError(
-            f"{self.args[0]!r} ran longer than {seconds:g} seconds and was killed", result
-        )
+    def _check_owner(self) -> None:
+        if os.getpid() != self._owner:
+            raise StateError(f"this command belongs to process {self._owner}, not to its fork")
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):

@@ -159,7 +159,7 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
     rows += _kernel_file_systems(config)
     rows += _devices(len(rows), around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
-    rows += (_mount(mount, field, config, around) for field, mount in mounts if mount is not None)
+    rows += (_mount(mount, field, config, around) for field, mount in mounts)
     return rows
 
 
@@ -356,7 +356,8 @@ def _mount(mount: Mount, field: str, config: Config, around: Surroundings) -> Ro
             field=field,
         )
     flags = RowFlag.RECURSIVE
-    if around.idmap:
+    # What a HostRoot shows read-only stays the host's, as its /usr does.
+    if around.idmap and not (mount.read_only and field.startswith("root.")):
         flags |= RowFlag.IDMAP
     if mount.read_only:
         # Less is readable without the mapping, never more; written it must not be either way.

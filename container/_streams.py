@@ -2,7 +2,6 @@
 """Standard streams: the child's ends, ours, and the exchange between them, without threads."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from select import POLLIN, POLLOUT, poll
@@ -35,12 +34,12 @@ class Stdio:
             os.close(self.ours.popitem()[1])
 
 
-def open_stdio(wanted: Mapping[str, Any]) -> Stdio:
-    """``wanted``: stdin, stdout, stderr as in `Process`. `ConfigError` names a bad one."""
+def open_stdio(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
+    """As they are given to a `Process`. `ConfigError` names a bad one."""
     stdio = Stdio()
     try:
-        for number, name in enumerate(NAMES):
-            stdio.child.append(_open_one(stdio, number, name, wanted[name]))
+        for number, wanted in enumerate((stdin, stdout, stderr)):
+            stdio.child.append(_open_one(stdio, number, NAMES[number], wanted))
     except BaseException:
         stdio.close()
         raise
@@ -75,38 +74,42 @@ class Capture:
     """
 
     def __init__(self, limit: int | None, keep: Literal["head", "tail"]) -> None:
-        self._chunks: deque[bytes] = deque()
+        self._content = bytearray()  # not a list of pieces: those may be a byte each
         self._limit = limit
         self._head = keep == "head"
-        self._size = 0
-        self.dropped = 0
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that were let go."""
+        excess = 0 if self._limit is None else max(0, len(self._content) - self._limit)
+        return self._dropped + excess
 
     def add(self, data: bytes) -> None:
-        if self._limit is None:
-            self._chunks.append(data)
-            return
-        if self._head:
-            kept = data[: self._limit - self._size]
-            self.dropped += len(data) - len(kept)
-            if kept:
-                self._append(kept)
-            return
-        self._append(data)
-        while self._size > self._limit:
-            excess = self._size - self._limit
-            first = self._chunks.popleft()
-            self._size -= len(first)
-            self.dropped += min(excess, len(first))
-            if len(first) > excess:
-                self._chunks.appendleft(first[excess:])
-                self._size += len(first) - excess
+        content, limit = self._content, self._limit
+        if limit is None:
+            content += data
+        elif self._head:
+            kept = memoryview(data)[: max(0, limit - len(content))]
+            content += kept
+            self._dropped += len(data) - len(kept)
+        else:
+            content += data[-limit:] if limit else b""
+            self._dropped += max(0, len(data) - limit)
+            # Not at each piece: what is left has to be moved to the front.
+            if len(content) > limit + limit // 4 + _CHUNK:
+                self._trim(limit)
 
-    def _append(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._size += len(data)
+    def _trim(self, limit: int) -> None:
+        excess = len(self._content) - limit
+        if excess > 0:
+            del self._content[:excess]
+            self._dropped += excess
 
     def content(self) -> bytes:
-        return b"".join(self._chunks)
+        if self._limit is not None:
+            self._trim(self._limit)
+        return bytes(self._content)
 
 
 Sink = Callable[[bytes], object]

@@ -8,6 +8,7 @@
  * CHILD_SEQUENCE from top to bottom; the order is the security of the whole and lives nowhere
  * else. What differs between containers is data: flags and arrays of the request.
  */
+#include "clone.h"
 #include "internal.h"
 
 enum { CWD_SIZE = 4096 };
@@ -164,6 +165,13 @@ static long enter_root(struct child *child)
     return result < 0 ? result : sys(__NR_chdir, "/");
 }
 
+static void wait_for_ever(void *unused)
+{
+    (void)unused;
+    for (;;)
+        (void)sys(__NR_ppoll, 0, 0, 0, 0, 0); /* until it is killed */
+}
+
 /* A copy of a mount namespace that belongs to a lesser user namespace has every flag locked, for
  * us too. So: let a helper make such a copy, and move into it. With CAP_SYS_ADMIN a container
  * could otherwise take "read-only" and "nodev" off again. */
@@ -180,10 +188,8 @@ static long lock_mounts(struct child *child)
     result = sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
     if (result < 0)
         return result;
-    helper = sys(NR_CLONE3, &args, sizeof args);
-    if (helper == 0)
-        for (;;)
-            (void)sys(__NR_ppoll, 0, 0, 0, 0, 0); /* until it is killed */
+    /* Not on our stack: the arena is shared memory, and so would the stack be. */
+    helper = clone_onto(&args, child->helper_stack, SMALL_STACK, wait_for_ever, NULL);
     if (helper < 0)
         return helper;
     result = sys(__NR_setns, helper_fd, CLONE_NEWNS);
@@ -380,13 +386,14 @@ static const struct {
     {STEP_EXEC, execute},
 };
 
-_Noreturn void run_child(void *argument)
+void run_child(void *argument)
 {
     struct arena *arena = argument;
     struct child *child = &arena->child;
     child->request = &arena->request;
     child->start = arena->request.start;
     child->progress = &arena->progress;
+    child->helper_stack = arena->helper_stack;
     for (size_t i = 0; i < sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]; i++) {
         long result = begin_step(child->progress, child->start, CHILD_SEQUENCE[i].step);
         if (result == 0)

@@ -21,11 +21,20 @@ void kill_container(const struct container *container, int signal)
     (void)sys(NR_PIDFD_SEND_SIGNAL, container->pidfd, signal, 0, 0); /* or it is dead already */
 }
 
+/* A child that has not dropped our fds yet has a copy of the socket, so closing it would not take
+ * it out of the epoll set. */
+static void close_watched(int *fd)
+{
+    if (*fd < 0)
+        return;
+    (void)sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_DEL, *fd, 0); /* or it is not in there */
+    (void)close_fd(*fd);
+    *fd = -1;
+}
+
 static void close_sync(struct container *container)
 {
-    if (container->sync >= 0)
-        (void)close_fd(container->sync); /* leaves the epoll set with it */
-    container->sync = -1;
+    close_watched(&container->sync);
     if (container->arena != NULL)
         release_arena(container->arena);
     container->arena = NULL;
@@ -36,17 +45,18 @@ static void free_container(struct container *container)
     close_sync(container);
     if (container->pidfd >= 0)
         (void)close_fd(container->pidfd);
-    if (container->channel >= 0)
-        (void)close_fd(container->channel);
+    container->pidfd = -1;
+    close_watched(&container->channel);
     container->phase = PHASE_FREE;
     launcher.alive--;
 }
 
-static void report_start(struct container *container, enum report_kind kind)
+/* The pidfd goes out at the start, while the child works: the caller can then kill even what has
+ * taken its death signal off, should the launcher die. */
+void report_progress(const struct container *container, enum report_kind kind)
 {
     struct report report = {.kind = kind, .pid = container->pid, .row = -1};
-    int carries_fd = container->phase == PHASE_STARTING;
-    send_report(container->channel, &report, carries_fd ? container->pidfd : -1);
+    send_report(container->channel, &report, kind == REPORT_CLONED ? container->pidfd : -1);
 }
 
 /* The sync socket has ended: the page tells whether by execve. */
@@ -55,7 +65,8 @@ static void settle_start(struct container *container)
     if (container->phase == PHASE_FAILED || container->sync < 0)
         return;
     if (container->arena->progress.step == STEP_EXEC && container->arena->progress.error == 0) {
-        report_start(container, REPORT_STARTED);
+        if ((container->flags & START_QUIET) == 0)
+            report_progress(container, REPORT_STARTED);
         container->phase = PHASE_RUNNING;
     } else {
         container->failure = container->arena->progress;
@@ -76,7 +87,7 @@ void handle_sync(struct container *container)
         return;
     }
     if (container->phase == PHASE_STARTING) {
-        report_start(container, REPORT_CREATED);
+        report_progress(container, REPORT_CREATED);
         container->phase = PHASE_CREATED;
     }
 }
@@ -90,8 +101,7 @@ void handle_channel(struct container *container)
     if (result == -EAGAIN)
         return;
     if (result < 0) { /* nobody holds the other end any more */
-        (void)close_fd(container->channel);
-        container->channel = -1;
+        close_watched(&container->channel);
         kill_container(container, SIGKILL);
     } else if (command.op == COMMAND_SIGNAL) {
         kill_container(container, command.value);

@@ -8,7 +8,7 @@
 /* The fds that the caller leaves to the launcher; 0 to 2 are /dev/null. */
 enum { FD_CALLER = 3, FD_CALLER_PIDFD = 4, FD_CALLER_STATUS = 5, FD_FIRST_FREE = 6 };
 
-enum { STDIO_COUNT = 3, MAX_SOURCES = 1000, STACK_SIZE = 32768 };
+enum { STDIO_COUNT = 3, MAX_SOURCES = 1000, STACK_SIZE = 32768, SMALL_STACK = 4096 };
 
 /* Where a child is. In memory that it shares with the launcher: a plain store gets through even
  * where a filter refuses write(2), and outlives the child. */
@@ -35,6 +35,7 @@ struct message {
     size_t size;
     int fds[MAX_FDS];
     uint32_t fd_count;
+    int cut;        /* there were more fds than that */
     int32_t sender; /* pid; 0: not told */
 };
 
@@ -51,6 +52,7 @@ struct child {
     struct progress *progress;
     int sync;
     int stdio[STDIO_COUNT];
+    uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;
 };
@@ -66,6 +68,7 @@ struct arena {
     struct request request;
     struct child child;
     _Alignas(16) uint8_t stack[STACK_SIZE];
+    _Alignas(16) uint8_t helper_stack[SMALL_STACK];
     _Alignas(8) uint8_t bytes[MAX_INLINE];
 };
 
@@ -86,7 +89,7 @@ long prepare_child(struct progress *progress, struct request *request, int pid, 
 long build_filesystem(struct filesystem *fs);
 
 /* child.c */
-_Noreturn void run_child(void *arena);
+void run_child(void *arena); /* does not return */
 
 static inline const char *string_at(const uint8_t *bytes, uint32_t offset)
 {

@@ -9,6 +9,8 @@
  *           It clones children, writes their maps, copies mount sources, reaps, reports.
  * child     A copy of the launcher in fresh namespaces (child.c). Becomes the container's first
  *           process by execve.
+ * guard     Shares the launcher's memory and fds and sleeps until the launcher dies; then it kills
+ *           the containers that are left.
  *
  * File descriptors of the launcher
  *   0-2  /dev/null
@@ -27,10 +29,11 @@
  *
  * Ends
  *   The caller dies (pidfd), or closes its socket: every container is killed and reaped, then
- *   the launcher ends. The launcher dies: its children get SIGKILL by their death signal. The
- *   caller's rights change: requests are refused from then on, and the launcher ends with its
- *   last container.
+ *   the launcher ends. The launcher dies: its children get SIGKILL by their death signal, and by
+ * the guard, which misses none. The caller's rights change: requests are refused from then on, and
+ * the launcher ends with its last container.
  */
+#include "clone.h"
 #include "state.h"
 
 struct launcher launcher;
@@ -149,6 +152,34 @@ static void handle_event(uint64_t data)
     }
 }
 
+/* A death signal is lost when a process changes its ids, and can be taken off. So a second process
+ * shares the launcher's memory and fds, sleeps, and kills what is in the table when the launcher
+ * has died. It ends with it. */
+static void guard_containers(void *unused)
+{
+    struct pollfd_record poll = {.fd = launcher.own_pidfd, .events = POLLIN};
+    (void)unused;
+    (void)sys(__NR_prctl, PR_SET_NAME, "container-guard", 0, 0, 0); /* for ps */
+    while (sys(__NR_ppoll, &poll, 1, 0, 0, 0) != 1)
+        ; /* every signal is blocked: it returns for the one event */
+    for (uint32_t i = 0; i < launcher.highest; i++)
+        if (launcher.containers[i].phase != PHASE_FREE)
+            kill_container(&launcher.containers[i], SIGKILL);
+    exit_process(0);
+}
+
+static long start_guard(void)
+{
+    static _Alignas(16) uint8_t stack[SMALL_STACK];
+    struct clone_args args = {.flags = CLONE_VM | CLONE_FILES};
+    long result = sys(NR_PIDFD_OPEN, sys(__NR_getpid, 0), 0);
+    if (result < 0)
+        return result;
+    launcher.own_pidfd = (int)result;
+    result = clone_onto(&args, stack, sizeof stack, guard_containers, NULL);
+    return result < 0 ? result : 0;
+}
+
 static void reset_signals(void)
 {
     struct sigaction_record standard = {0, 0, 0, 0};
@@ -183,7 +214,7 @@ static long set_up(void)
         result = watch(FD_CALLER, EVENT_CALLER, 0);
     if (result == 0)
         result = watch(FD_CALLER_PIDFD, EVENT_CALLER_DEATH, 0);
-    return result;
+    return result < 0 ? result : start_guard();
 }
 
 _Noreturn void launcher_main(void)

@@ -55,6 +55,7 @@ enum start_flag {
     START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
     START_NO_NEW_PRIVS = 1u << 8,
     START_PRIVATE = 1u << 9,      /* no user namespace: cut the propagation of mounts by hand */
+    START_QUIET = 1u << 11,       /* no report between CLONED and the end */
     START_SHARE_MEMORY = 1u << 10 /* until execve, as vfork: only for a root caller's child that
                                      neither waits at the gate nor becomes dumpable */
 };
@@ -155,11 +156,12 @@ struct command {
 };
 
 enum report_kind {
-    REPORT_CREATED = 1, /* at the gate; carries the pidfd */
-    REPORT_STARTED,     /* execve succeeded; carries the pidfd unless CREATED did */
-    REPORT_FAILED,      /* step, error, row; the child is gone */
-    REPORT_EXITED,      /* wait_status and usage; the child is reaped */
-    REPORT_LEASED       /* value: the slot */
+    REPORT_CLONED = 1, /* the child is on its way; carries its pidfd; always the first */
+    REPORT_CREATED,    /* at the gate */
+    REPORT_STARTED,    /* execve succeeded */
+    REPORT_FAILED,     /* step, error, row; the child is gone */
+    REPORT_EXITED,     /* wait_status and usage; the child is reaped */
+    REPORT_LEASED      /* value: the slot */
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */

@@ -2,7 +2,9 @@
 /* SOCK_SEQPACKET messages with file descriptors, both ways. */
 #include "internal.h"
 
-enum { CONTROL_SIZE = 64 + sizeof(struct cmsghdr) + (MAX_FDS + 8) * sizeof(int) };
+/* Room for the fds and the credentials. The kernel passes up to 253 fds in a message: rounding must
+ * not make room for more than MAX_FDS of them, hence the check in read_control(). */
+enum { CONTROL_SIZE = 2 * sizeof(struct cmsghdr) + 32 + (MAX_FDS + 1) * sizeof(int) };
 
 static size_t align_control(size_t size)
 {
@@ -18,6 +20,16 @@ void close_fds(int *fds, uint32_t count)
     }
 }
 
+static void take_fds(struct message *message, const int *fds, uint32_t count)
+{
+    message->fd_count = count < MAX_FDS ? count : MAX_FDS;
+    memcpy(message->fds, fds, message->fd_count * sizeof *fds);
+    for (uint32_t i = MAX_FDS; i < count; i++) {
+        message->cut = 1;
+        (void)close_fd(fds[i]); /* nobody will know of it */
+    }
+}
+
 /* The kernel writes the control data: its lengths can be believed. */
 static void read_control(const uint8_t *control, size_t size, struct message *message)
 {
@@ -26,8 +38,7 @@ static void read_control(const uint8_t *control, size_t size, struct message *me
         const struct cmsghdr *header = (const struct cmsghdr *)(control + at);
         size_t length = header->length - sizeof *header;
         if (header->level == SOL_SOCKET && header->type == SCM_RIGHTS) {
-            message->fd_count = (uint32_t)(length / sizeof(int));
-            memcpy(message->fds, header + 1, message->fd_count * sizeof(int));
+            take_fds(message, (const int *)(header + 1), (uint32_t)(length / sizeof(int)));
         } else if (header->level == SOL_SOCKET && header->type == SCM_CREDENTIALS) {
             message->sender = ((const struct ucred *)(header + 1))->pid;
         }
@@ -45,6 +56,7 @@ long receive_message(int socket, void *buffer, size_t size, int flags, struct me
         .iov = &iov, .iov_count = 1, .control = control, .control_length = sizeof control - 32};
     long result;
     message->fd_count = 0;
+    message->cut = 0;
     message->sender = 0;
     message->size = 0;
     do
@@ -56,7 +68,7 @@ long receive_message(int socket, void *buffer, size_t size, int flags, struct me
     if (result == 0 && message->fd_count == 0)
         return -EPIPE;
     message->size = (size_t)result;
-    if ((header.flags & (MSG_CTRUNC | MSG_TRUNC)) == 0)
+    if (!message->cut && (header.flags & (MSG_CTRUNC | MSG_TRUNC)) == 0)
         return 0;
     if (message->fd_count > 1)
         close_fds(message->fds + 1, message->fd_count - 1);

@@ -81,9 +81,18 @@ static int has_end(const uint8_t *bytes, size_t size)
     return size <= MAX_REQUEST && bytes[size - 1] == 0;
 }
 
+/* Namespaces and nothing else; and never without a mount namespace: the rows would be the host's.
+ */
+static int flags_fit(uint64_t flags)
+{
+    return (flags & ~(uint64_t)CLONE_NEW_ANY) == 0 && (flags & CLONE_NEWNS) != 0;
+}
+
 long check_start(const struct start *start, const uint8_t *bytes, size_t size)
 {
     if (size < sizeof *start || start->size != size || !has_end(bytes, size))
+        return -EINVAL;
+    if (!flags_fit(start->clone_flags))
         return -EINVAL;
     if (start->source_count > MAX_SOURCES || start->args.count == 0 || start->programs.count == 0)
         return -EINVAL;

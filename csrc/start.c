@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* REQUEST_START: from the message to a child that goes its own way. */
+#include "clone.h"
 #include "state.h"
 
 /* Memory of one start, from the last one where there was one. */
@@ -25,39 +26,6 @@ void release_arena(struct arena *arena)
     launcher.free_arenas = arena;
 }
 
-/* clone3 onto a stack of its own; the child goes to run_child() and never comes back. */
-static long clone_onto(struct clone_args *args, struct arena *arena)
-{
-    long result;
-    args->stack = (uint64_t)(uintptr_t)arena->stack;
-    args->stack_size = sizeof arena->stack;
-#if defined(__x86_64__)
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "mov %[arena], %%rdi\n\t"
-                     "call run_child\n"
-                     "1:"
-                     : "=a"(result)
-                     : "0"((long)NR_CLONE3), "D"(args), "S"(sizeof *args), [arena] "r"(arena)
-                     : "rcx", "r11", "memory");
-#else
-    register long x8 __asm__("x8") = NR_CLONE3;
-    register long x0 __asm__("x0") = (long)args;
-    register long x1 __asm__("x1") = sizeof *args;
-    __asm__ volatile("svc 0\n\t"
-                     "cbnz x0, 1f\n\t"
-                     "mov x0, %[arena]\n\t"
-                     "bl run_child\n"
-                     "1:"
-                     : "+r"(x0)
-                     : "r"(x8), "r"(x1), [arena] "r"(arena)
-                     : "memory", "x30");
-    result = x0;
-#endif
-    return result;
-}
-
 static long clone_child(struct container *container)
 {
     const struct start *start = container->arena->request.start;
@@ -77,7 +45,7 @@ static long clone_child(struct container *container)
     container->arena->child.sync = sync[1];
     memcpy(container->arena->child.stdio, container->arena->request.stdio,
            sizeof container->arena->child.stdio);
-    pid = clone_onto(&args, container->arena);
+    pid = clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
     (void)sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* 0 is always accepted */
     (void)close_fd(sync[1]);
     if (pid < 0)
@@ -96,7 +64,7 @@ static void prepare_container(struct container *container, struct request *reque
     long result = prepare_child(&progress, request, container->pid, container->sync);
     if (result == 0)
         result = watch(container->channel, EVENT_CHANNEL, slot);
-    if (result == 0)
+    if (result == 0 && (container->flags & START_QUIET) == 0) /* else SIGCHLD will do */
         result = watch(container->sync, EVENT_SYNC, slot);
     if (result == 0)
         return;
@@ -128,7 +96,9 @@ static long start_container(struct arena *arena, struct progress *progress)
     container->pid = (int32_t)result;
     container->phase = PHASE_STARTING;
     launcher.alive++;
+    container->flags = arena->request.start->flags;
     prepare_container(container, &arena->request);
+    report_progress(container, REPORT_CLONED);
     return 0;
 }
 

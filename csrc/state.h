@@ -12,6 +12,7 @@ struct container {
     struct arena *arena; /* until execve */
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
+    uint32_t flags; /* enum start_flag */
     enum phase phase;
 };
 
@@ -20,6 +21,7 @@ enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT
 /* The one state of the one thread. */
 struct launcher {
     int epoll, child_signal;
+    int own_pidfd;    /* what the guard waits for */
     int ending;       /* kill and go */
     int retired;      /* the caller's rights changed: no new containers */
     int closed;       /* retired, and the last request was refused */
@@ -47,6 +49,7 @@ long check_rights(void);
 /* containers.c */
 void send_report(int channel, const struct report *report, int fd);
 void report_failure(int channel, enum step step, long result);
+void report_progress(const struct container *container, enum report_kind kind);
 struct container *find_slot(void);
 void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);

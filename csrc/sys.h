@@ -12,6 +12,7 @@
 
 enum {
     NR_PIDFD_SEND_SIGNAL = 424,
+    NR_PIDFD_OPEN = 434,
     NR_OPEN_TREE = 428,
     NR_MOVE_MOUNT = 429,
     NR_FSOPEN = 430,
@@ -76,7 +77,15 @@ enum {
 
 enum { S_IFMT = 0170000, S_IFREG = 0100000, S_IFCHR = 0020000 };
 
-enum { CLONE_VM = 0x100, CLONE_PIDFD = 0x1000, CLONE_NEWNS = 0x20000, CLONE_NEWUSER = 0x10000000 };
+enum {
+    CLONE_VM = 0x100,
+    CLONE_FILES = 0x400,
+    CLONE_PIDFD = 0x1000,
+    CLONE_NEWNS = 0x20000,
+    CLONE_NEWUSER = 0x10000000,
+    /* time, mnt, cgroup, uts, ipc, user, pid, net */
+    CLONE_NEW_ANY = 0x7e020080
+};
 
 enum {
     RESOLVE_NO_MAGICLINKS = 0x02,

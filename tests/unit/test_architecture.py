@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arrows between the modules of the package, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+
+import pytest
+
+import container
+
+PACKAGE = Path(container.__file__).parent
+
+WORDS = {"_errors", "_capabilities", "_config"}
+"""The vocabulary: what everything else may speak of."""
+
+LEAVES = {"_ids", "_rootfs"}
+"""Each knows one thing, and none of them another."""
+
+DOOR = WORDS | LEAVES | {"_launcher"}
+
+MIDDLE = DOOR | {"_plan", "_streams", "_process"}
+
+ARROWS = {
+    "_errors": set[str](),
+    "_capabilities": {"_errors"},
+    "_config": {"_errors", "_capabilities"},
+    **{leaf: WORDS for leaf in LEAVES},
+    "_launcher": WORDS | LEAVES | {"_native"},
+    "_plan": DOOR,
+    "_streams": DOOR,
+    "_process": DOOR | {"_streams"},
+    "_container": MIDDLE,
+    "_oneshot": MIDDLE | {"_container"},
+    "_doctor": MIDDLE | {"_container", "_oneshot"},
+    "_cli": MIDDLE | {"_container", "_oneshot", "_doctor"},
+    "__main__": {"_cli"},
+    "__init__": WORDS | {"_container", "_doctor", "_oneshot", "_process"},
+}
+
+HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports anywhere, but for annotations alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports of the package are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def arrows_of(path: Path) -> set[str]:
+    names = (name.split(".") for name in imports_of(path))
+    return {name[1] for name in names if name[0] == "container" and len(name) > 1}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
+    # container.run, container.Config and the like are names of the package, not modules.
+    modules = {each.stem for each in PACKAGE.glob("_*.py")} | {"_native"}
+    used = arrows_of(path)
+    if path.stem in {"_cli", "__main__"}:
+        used &= modules
+    assert used <= ARROWS[path.stem]
+
+
+def test_only_the_launcher_module_imports_the_extension() -> None:
+    users = {path.stem for path in PACKAGE.glob("**/*.py") if "_native" in arrows_of(path)}
+    assert users == {"_launcher"}
+
+
+def loaded_by(statements: str) -> set[str]:
+    """What a fresh interpreter has loaded after these, that it had not before."""
+    paths = [str(PACKAGE.parent), *map(sysconfig.get_path, ("purelib", "platlib"))]
+    script = (
+        f"import sys; sys.path[:0] = {paths!r}; before = set(sys.modules)\n{statements}\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy_and_not_the_extension() -> None:
+    loaded = loaded_by("import container")
+    assert "container._config" in loaded
+    assert not loaded & (HEAVY | {"container._native", "container._launcher", "_cffi_backend"})
+
+
+def test_the_first_use_of_run_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import container; container.run")
+    assert "container._native" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("name", container.__all__)
+def test_a_public_name_is_there_and_says_that_it_is_of_the_package(name: str) -> None:
+    value = getattr(container, name)
+    if isinstance(value, type) or callable(value):
+        assert value.__module__ == "container"
+    else:
+        assert isinstance(value, int | str)
+        assert not isinstance(value, Enum)
+
+
+def test_public_names_are_sorted_constants_then_classes_then_the_rest() -> None:
+    def key(name: str) -> tuple[int, str]:
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+    assert container.__all__ == sorted(container.__all__, key=key)
+    assert len(set(container.__all__)) == len(container.__all__)
+    assert set(container.__all__) <= set(dir(container))
+
+
+def test_nothing_public_is_missing_from_all() -> None:
+    loaded_by_tests = {path.stem for path in PACKAGE.glob("*.py")} | {"_native"}
+    public = {name for name in vars(container) if not name.startswith("_")} - loaded_by_tests
+    assert public - set(container.__all__) <= {"Any", "TYPE_CHECKING"}
+
+
+def test_off_linux_the_first_use_says_that_containers_need_linux(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delitem(vars(container), "run", raising=False)
+    with pytest.raises(container.UnsupportedError, match="Linux"):
+        container.run(["true"])
