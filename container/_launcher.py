@@ -217,27 +217,22 @@ def encode_start(
         numbers += [blob.string(text) for text in texts]
     groups = (numbers_at + 4 * len(numbers), len(request.groups))
     numbers += request.groups
-    uid_map, gid_map = (_map_text(mappings) for mappings in maps)
-    header = ffi.new("struct start *")
-    header.op = lib.REQUEST_START
-    header.flags = request.flags
-    header.fail_step = fail_step
-    header.clone_flags = base.clone_flags
-    header.uid_map = (blob.add(uid_map), len(uid_map))
-    header.gid_map = (blob.add(gid_map), len(gid_map))
-    header.rows = (_START_SIZE, len(base.table.rows))
-    header.rlimits = (limits_at, len(request.limits))
-    header.programs, header.args, header.env = spans
-    header.groups = groups
-    header.hostname = blob.string(base.hostname)
-    header.cwd = blob.string(request.cwd)
-    header.uid, header.gid, header.umask = request.uid, request.gid, request.umask
-    header.source_count = sum(source is not None for source in sources) if by_fd else 0
-    header.bounding, header.effective = base.bounding, base.effective
-    header.permitted, header.inheritable = base.permitted, base.inheritable
-    header.ambient = base.ambient
+    text, gid_text = (_map_text(mappings) for mappings in maps)
+    uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
+    hostname, cwd = blob.string(base.hostname), blob.string(request.cwd)
     blob.add(b"\0")
-    header.size = blob.offset
+    source_count = sum(source is not None for source in sources) if by_fd else 0
+    # In the order of the struct: the initialiser of cffi knows its layout.
+    header = ffi.new(
+        "struct start *",
+        (
+            *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
+            *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
+            *(*spans, groups, (limits_at, len(request.limits)), hostname, cwd),
+            *(request.uid, request.gid, request.umask, source_count),
+            *(base.bounding, base.effective, base.permitted, base.inheritable, base.ambient),
+        ),
+    )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
     return b"".join(
         (

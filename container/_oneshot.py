@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`run` and `popen`: one command in a fresh container."""
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -99,7 +100,8 @@ def _text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode
         return None
     mode = TextMode(encoding or "utf-8", errors or "strict")
     try:
-        b"".decode(mode.encoding, mode.errors)
+        codecs.lookup(mode.encoding)
+        codecs.lookup_error(mode.errors)
     except LookupError as error:
         raise ConfigError(str(error), field="encoding") from None
     return mode

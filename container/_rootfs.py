@@ -38,6 +38,7 @@ class RowFlag(IntFlag):
     MAKE_FILE = 1 << 5
     NO_SYMLINKS = 1 << 6
     IDMAP_OPTIONAL = 1 << 7
+    NEW_TARGET = 1 << 8
 
 
 class Attribute(IntFlag):
@@ -295,7 +296,7 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
             name,
             f"device '/dev/{name}'",
             source=f"/dev/{name}",
-            flags=RowFlag.CHECK_DEVICE | RowFlag.MAKE_FILE,
+            flags=RowFlag.CHECK_DEVICE | RowFlag.MAKE_FILE | RowFlag.NEW_TARGET,
             base=dev,
             device=(major, minor),
         )
@@ -309,7 +310,7 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         "pts",
         "devpts at '/dev/pts'",
         source="devpts",
-        flags=RowFlag.MAKE_DIRECTORY,
+        flags=RowFlag.MAKE_DIRECTORY | RowFlag.NEW_TARGET,
         base=dev,
         data=_options(pts),
         attributes=Attribute.NOSUID | Attribute.NOEXEC,
@@ -319,7 +320,7 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         "shm",
         "tmpfs at '/dev/shm'",
         source="tmpfs",
-        flags=RowFlag.MAKE_DIRECTORY,
+        flags=RowFlag.MAKE_DIRECTORY | RowFlag.NEW_TARGET,
         base=dev,
         data=_options({"mode": "1777", "size": "65536k"}),
         attributes=_SAFE,

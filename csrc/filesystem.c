@@ -89,14 +89,23 @@ static long open_target(struct filesystem *fs, const struct row *row)
     int base = fs->mounts[row->base];
     int directory = (row->flags & ROW_MAKE_DIRECTORY) != 0;
     char *path = row_target(fs, row);
-    long fd = -ENOENT;
-    /* A single name below a fresh mount is hardly ever there: make_path() looks first too. */
-    if (path[component_end(path, 0)] != 0 ||
-        (row->flags & (ROW_MAKE_DIRECTORY | ROW_MAKE_FILE)) == 0)
-        fd = open_below(base, path, O_PATH, resolve_flags(row));
+    long fd = open_below(base, path, O_PATH, resolve_flags(row));
     if (fd == -ENOENT && row->flags & (ROW_MAKE_DIRECTORY | ROW_MAKE_FILE))
         fd = make_path(base, path, directory, directory ? 0755 : 0644, resolve_flags(row));
     return fd;
+}
+
+/* In a file system that was made a moment ago nobody else has been: no need to look first. */
+static long attach_to_new(struct filesystem *fs, const struct row *row, int mount)
+{
+    int base = fs->mounts[row->base];
+    const char *name = row_target(fs, row);
+    long result = row->flags & ROW_MAKE_DIRECTORY
+                      ? sys(__NR_mkdirat, base, name, 0755)
+                      : sys(__NR_mknodat, base, name, S_IFREG | 0644, 0);
+    if (result < 0)
+        return result;
+    return sys(NR_MOVE_MOUNT, mount, "", base, name, MOVE_MOUNT_FROM_EMPTY);
 }
 
 /* Row 0 goes over "/" and becomes the root at the pivot; every other one onto its target's fd. */
@@ -106,6 +115,8 @@ static long attach_mount(struct filesystem *fs, const struct row *row, int mount
     fs->mounts[fs->row] = mount;
     if (fs->row == 0)
         return sys(NR_MOVE_MOUNT, mount, "", AT_FDCWD, "/", MOVE_MOUNT_FROM_EMPTY);
+    if (row->flags & ROW_NEW_TARGET)
+        return attach_to_new(fs, row, mount);
     target = open_target(fs, row);
     if (target < 0)
         return target;

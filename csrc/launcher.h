@@ -76,7 +76,8 @@ enum row_flag {
     ROW_MAKE_DIRECTORY = 1u << 4, /* make a missing target, a directory */
     ROW_MAKE_FILE = 1u << 5,      /* make a missing target, an empty file */
     ROW_NO_SYMLINKS = 1u << 6,    /* refuse a target with a symbolic link in its path */
-    ROW_IDMAP_OPTIONAL = 1u << 7  /* go on where the file system cannot be idmapped */
+    ROW_IDMAP_OPTIONAL = 1u << 7, /* go on where the file system cannot be idmapped */
+    ROW_NEW_TARGET = 1u << 8      /* the target is one new name in a mount of our own making */
 };
 
 enum limits { MAX_ROWS = 2048, MAX_FDS = 250, MAX_REQUEST = 16777216, MAX_INLINE = 131072 };

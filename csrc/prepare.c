@@ -80,19 +80,23 @@ static long copy_source(struct request *request, const struct row *row, int user
      * container would be mounted on the host as well. */
     struct mount_attr attr = {.attr_set = row->attributes, .propagation = MS_PRIVATE};
     int *source = &request->sources[row->source_fd];
-    long result = 0;
+    long result;
     long tree =
         sys(NR_OPEN_TREE, *source, "", OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | recursive);
     if (tree < 0)
         return tree;
     (void)close_fd(*source);
     *source = (int)tree;
+    if (row->flags & ROW_IDMAP) {
+        attr.attr_set |= MOUNT_ATTR_IDMAP;
+        attr.userns_fd = (uint64_t)user_fd;
+    }
     result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
-    if (result < 0 || (row->flags & ROW_IDMAP) == 0)
+    if (result != -EINVAL || (row->flags & ROW_IDMAP_OPTIONAL) == 0)
         return result;
-    attr = (struct mount_attr){.attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)user_fd};
-    result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
-    return result == -EINVAL && row->flags & ROW_IDMAP_OPTIONAL ? 0 : result;
+    attr.attr_set = row->attributes;
+    attr.userns_fd = 0;
+    return sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
 }
 
 static int wants_idmap(const struct request *request)

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``container`` command.
+
+The exit status of ``container run`` is the command's, 128+N after signal N; 124 when its time is
+over; 125 for an error of ours, 126 for a program that is there and cannot be executed, 127 for
+one that is not there. A signal that ends us ends the container: 128+N.
+
+A file or pipe on a standard stream is handed to the container. A terminal never is: its fd could
+be read from and takes ioctls, whichever stream it stands for (CVE-2017-5226). What is written to
+it or typed on it is copied through pipes, by the main thread.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from errno import EIO, ENOENT
+from functools import partial
+from select import select
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
+from types import FrameType
+from typing import IO, Any, NoReturn
+
+from container import __version__
+from container._config import DEVNULL, PIPE, STDOUT, Config, Process, parse_duration
+from container._container import Container
+from container._errors import ContainerError, LaunchError, UnsupportedError, printable
+from container._oneshot import parse_bind
+
+_TIMED_OUT = 124
+_OWN_ERROR = 125
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+_SIGNALLED = 128
+
+_OUTPUT_CHUNK = 1 << 16
+_INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
+
+# Options that are promised for later: an error that says so beats "unrecognized arguments".
+_LATER_WITH_VALUE = ("--memory", "--cpus", "--pids", "-p", "--overlay")
+_LATER_FLAGS = ("-t", "-d", "--init")
+
+
+# The command line --------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ContainerError(f"{message}; see {self.prog} --help")
+
+
+class _Later(argparse.Action):
+    def __call__(
+        self, parser: object, namespace: object, values: object, option_string: str | None = None
+    ) -> NoReturn:
+        raise UnsupportedError("is not supported yet", field=option_string)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError("expected K=V")  # not the text: it may be a secret
+    return name, value
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="container", description="Run Linux containers.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"container {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    doctor = commands.add_parser(
+        "doctor", help="try what this machine allows", description="Try what this machine allows."
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(call=_doctor)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="run a command in a fresh container",
+        usage="container run [OPTION]... -- CMD [ARG]...",
+        description="Run a command in a fresh container, which goes when the command ends.",
+        epilog="The exit status is the command's; 128+N: signal N; 124: timeout; 125: our own"
+        " error; 126: cannot be executed; 127: not found.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=_run)
+    add = parser.add_argument
+    add("--root", metavar="DIR", help="directory that becomes / (default: the host's /usr)")
+    add("-v", action="append", default=[], metavar="SRC:DST[:ro]", help="bind a host path")
+    add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
+    add("-w", metavar="DIR", help="working directory (default: /)")
+    add("-u", metavar="UID[:GID]", help="user inside the container (default: 0)")
+    add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
+    add("--timeout", type=float, metavar="S", help="seconds after which everything is killed")
+    add("--hostname", metavar="NAME", help="host name inside (default: container)")
+    add("--name", metavar="ID", help="id of the container (default: a random one)")
+    add("--rm", action="store_true", help="nothing: a container always goes with its command")
+    add("--net", default="none", metavar="none", help="network: none but loopback, so far")
+    for option in _LATER_WITH_VALUE:
+        add(option, action=_Later, help=argparse.SUPPRESS)
+    for option in _LATER_FLAGS:
+        add(option, action=_Later, nargs=0, help=argparse.SUPPRESS)
+    add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+# The commands ------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from container._doctor import doctor  # noqa: PLC0415
+
+    report = doctor()
+    print(report.to_json() if options.json else report)
+    return 0 if report.ok else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.net != "none":
+        raise UnsupportedError("only 'none' is supported yet", field="--net")
+    config = Config(root=options.root, mounts=[parse_bind(bind, "-v") for bind in options.v])
+    if options.hostname is not None:
+        config = replace(config, hostname=options.hostname)
+    stdin, stdout, stderr = _streams(options.i)
+    process = Process(
+        options.command[options.command[:1] == ["--"] :],
+        env=dict(options.e),
+        cwd=options.w,
+        user=options.u,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    with Container(config, id=options.name) as box:
+        if options.timeout is not None:
+            _end_after(parse_duration(options.timeout, "--timeout"))
+        box.run(process)
+        _Copy(box).run()
+        status = box.wait()
+    return status if status >= 0 else _SIGNALLED - status
+
+
+# Ends that come from outside ---------------------------------------------------------------------
+
+
+class _End(BaseException):
+    """A signal, or the time that is over, ends the command; ``status`` is ours then."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _end_by_signal(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _End(_TIMED_OUT if number == signal.SIGALRM else _SIGNALLED + number)
+
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+
+
+def _catch_signals() -> None:
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup and `cmd &` want it
+            signal.signal(number, _end_by_signal)
+
+
+def _ignore_signals() -> None:
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_after(seconds: float) -> None:
+    # A timer, not a poll with a timeout: it also ends a write to a terminal that was stopped. It
+    # repeats because an exception raised while Python runs a finalizer is lost.
+    signal.signal(signal.SIGALRM, _end_by_signal)
+    signal.setitimer(signal.ITIMER_REAL, min(max(seconds, 1e-6), 1e9), 1.0)
+
+
+# Standard streams --------------------------------------------------------------------------------
+
+
+def _streams(interactive: bool) -> tuple[int, int, int]:
+    """What `Process` gets for stdin, stdout and stderr."""
+    stdin = DEVNULL if not interactive else PIPE if os.isatty(0) else 0
+    stdout = PIPE if os.isatty(1) else 1
+    if not os.isatty(2):
+        return stdin, stdout, 2
+    # One pipe for one terminal keeps the order of what is shown on it.
+    same = os.path.samestat(os.fstat(1), os.fstat(2))
+    return stdin, stdout, STDOUT if same else PIPE
+
+
+class _Copy:
+    """Copies between our terminals and those streams of a container that are pipes."""
+
+    def __init__(self, box: Container) -> None:
+        self._box = box
+        self._selector = DefaultSelector()
+        self._typed = b""
+        self._outputs: list[Callable[[], bool]] = []
+
+    def run(self) -> None:
+        """Copy until the command has ended and everything that it wrote is out."""
+        with self._selector:
+            for stream, terminal in ((self._box.stdout, 1), (self._box.stderr, 2)):
+                if stream is not None:
+                    os.set_blocking(stream.fileno(), False)
+                    self._outputs.append(partial(self._show, stream.fileno(), terminal))
+                    self._selector.register(stream, EVENT_READ, self._outputs[-1])
+            if self._box.stdin is not None:
+                os.set_blocking(self._box.stdin.fileno(), False)
+                self._selector.register(0, EVENT_READ, self._take)
+            if self._selector.get_map():
+                self._until_end()
+
+    def _until_end(self) -> None:
+        pidfd = self._box.pidfd
+        assert pidfd is not None
+        self._selector.register(pidfd, EVENT_READ)
+        over = False
+        while not over:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    over = True
+                else:
+                    key.data()
+        for show in self._outputs:
+            while show():
+                pass
+
+    def _show(self, source: int, terminal: int) -> bool:
+        """Show some of what was written; False when there is nothing now or nothing ever."""
+        try:
+            data = os.read(source, _OUTPUT_CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            with suppress(KeyError):
+                self._selector.unregister(source)
+            return False
+        _write(terminal, data)
+        return True
+
+    def _take(self) -> None:
+        """Take what was typed, and no more until it is passed on."""
+        with suppress(BlockingIOError):
+            self._typed = _read_terminal()
+            self._selector.unregister(0)
+            if self._typed:
+                self._selector.register(self._stdin, EVENT_WRITE, self._pass_on)
+            else:
+                self._stdin.close()
+
+    def _pass_on(self) -> None:
+        self._selector.unregister(self._stdin)
+        try:
+            self._typed = self._typed[os.write(self._stdin.fileno(), self._typed) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # nobody in the container reads it any more
+            self._stdin.close()
+            return
+        if self._typed:
+            self._selector.register(self._stdin, EVENT_WRITE, self._pass_on)
+        else:
+            self._selector.register(0, EVENT_READ, self._take)
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._box.stdin is not None
+        return self._box.stdin
+
+
+def _read_terminal() -> bytes:
+    try:
+        return os.read(0, _INPUT_CHUNK)
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return b""  # it was hung up
+
+
+def _write(terminal: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(terminal, data) :]
+        except BlockingIOError:  # another program that shares the terminal made it so
+            select([], [terminal], [])
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            raise BrokenPipeError from error  # it was hung up
+
+
+def _hold_standard_fds() -> None:
+    """Open those of 0, 1, 2 that are closed, or a socket of ours would take their places."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+        pass
+    os.close(fd)
+
+
+# Everything --------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (None: that of the process); the exit status."""
+    _hold_standard_fds()
+    try:
+        _catch_signals()
+        try:
+            options = _parser().parse_args(arguments)
+            status: int = options.call(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except _End as end:
+        _ignore_signals()
+        if end.status == _TIMED_OUT:
+            _say("the command ran longer than its time and was killed")
+        return end.status
+    except BrokenPipeError:
+        # Nobody reads: end as the signal would have ended us, and let nothing be flushed again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _SIGNALLED + signal.SIGPIPE
+    except (ContainerError, OSError) as error:
+        _say(str(error))
+        return _status_of(error)
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # a fault of ours, which must not look like a status
+        return _OWN_ERROR
+    return status
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"container: error: {printable(message)}\n".encode(errors="backslashreplace"))
+
+
+def _status_of(error: Exception) -> int:
+    if not isinstance(error, LaunchError) or error.step != "exec":
+        return _OWN_ERROR
+    # With a hint the file is there: what it names as its interpreter is not.
+    absent = error.errno == ENOENT and error.hint is None
+    return _NOT_FOUND if absent else _NOT_EXECUTABLE

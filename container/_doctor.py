@@ -1,0 +1,428 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What works on this machine for this caller, found out by doing it; what to do about the rest."""
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from errno import EPERM
+from fcntl import F_GET_SEALS, F_SEAL_WRITE, fcntl
+from pathlib import Path
+from typing import Final
+
+from container import __version__, _ids
+from container._config import Config, Namespaces, Process, Result
+from container._container import Container
+from container._errors import ContainerError, LaunchError, UnsupportedError, printable, publish
+from container._launcher import STEPS, _open_program, launcher_pid
+from container._oneshot import run
+
+_OLDEST_KERNEL: Final = (5, 14)
+_DECISIVE: Final = "container"
+_COLUMN: Final = 24  # of a report's text; the longest names, of sysctls, go beyond
+_NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
+_SHAREABLE: Final = ("net", "ipc", "uts", "cgroup")  # a container can do without a new one
+# Steps that a missing namespace fails, and those that are only reached with all of them.
+_SEPARATING_STEPS: Final = ("clone", "id-maps")
+_LATER_STEPS: Final = tuple(STEPS.values())[tuple(STEPS.values()).index("id-maps") + 1 :]
+_Failure = ContainerError | OSError
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One feature, tried: ``detail`` says what was seen, ``remedy`` what to do (None: nothing)."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `doctor` found for one caller; ``str()`` of it is a text for people.
+
+    ``version`` is this package's, ``kernel`` a release as uname(2) has it, ``machine`` a processor
+    architecture, ``python`` a version, ``uid`` the caller's effective user id.
+    """
+
+    version: str
+    kernel: str
+    machine: str
+    python: str
+    uid: int
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether a default container runs. Checks may still have failed: they limit it."""
+        return any(check.ok for check in self.checks if check.name == _DECISIVE)
+
+    def to_json(self) -> str:
+        """A JSON object with every field, ``ok`` and the list of checks."""
+        import json  # noqa: PLC0415  (8 ms)
+
+        return json.dumps(asdict(self) | {"ok": self.ok}, indent=2)
+
+    def __str__(self) -> str:
+        lines = [
+            f"container {self.version}, Linux {self.kernel} {self.machine},"
+            f" Python {self.python}, uid {self.uid}",
+            "",
+        ]
+        for check in self.checks:
+            lines.append(f"{'ok' if check.ok else 'no'}  {check.name:{_COLUMN}}  {check.detail}")
+            if check.remedy is not None:
+                lines.append(f"{'':{_COLUMN + 6}}-> {check.remedy}")
+        verdict = "A container runs here." if self.ok else "No container runs here."
+        return "\n".join(printable(line) for line in (*lines, "", verdict))
+
+
+def doctor() -> Report:
+    """Try every feature that this version uses, as the caller, and report.
+
+    Takes about a tenth of a second, starts some containers, leaves nothing behind, raises nothing
+    for what does not work.
+    """
+    return Report(
+        version=__version__,
+        kernel=os.uname().release,
+        machine=os.uname().machine,
+        python=platform.python_version(),
+        uid=os.geteuid(),
+        checks=tuple(_checks()),
+    )
+
+
+def _checks() -> Iterator[Check]:
+    yield _kernel(os.uname().release)
+    yield _launcher()
+    failure = _failure_of(Config())
+    for name in _NAMESPACES:
+        yield _namespace(name, failure)
+    yield _time_namespace(failure)
+    yield _id_maps()
+    yield _idmapped_mounts()
+    yield from _default_container()
+    yield _cgroup()
+    for sysctl in _SYSCTLS:
+        yield _limit(sysctl, _read_sysctl(sysctl.name), os.geteuid() == 0)
+    yield _uidmap_tools()
+
+
+def _kernel(release: str) -> Check:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    oldest = ".".join(map(str, _OLDEST_KERNEL))
+    if numbers is not None and tuple(map(int, numbers.groups())) >= _OLDEST_KERNEL:
+        return Check("kernel", True, f"{release}; {oldest} is the oldest promised")
+    return Check("kernel", False, f"{release} is too old", f"run Linux {oldest} or newer")
+
+
+# The launcher ------------------------------------------------------------------------------------
+
+
+def _launcher() -> Check:
+    try:
+        text = f"runs from {_describe_program()}, {_memory_of(launcher_pid())}"
+    except (ContainerError, OSError) as error:
+        remedy = "let $XDG_RUNTIME_DIR, /run or /tmp be a file system that is not noexec"
+        return Check("launcher", False, str(error), remedy)
+    return Check("launcher", True, text)
+
+
+def _describe_program() -> str:
+    import hashlib  # noqa: PLC0415
+
+    fd = _open_program()
+    try:
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        image = os.pread(fd, os.fstat(fd).st_size, 0)
+        sealed = link.startswith("/memfd:") and bool(fcntl(fd, F_GET_SEALS) & F_SEAL_WRITE)
+    finally:
+        os.close(fd)
+    kind = "a sealed memfd" if sealed else f"a private file in {os.path.dirname(link)}"
+    return f"{kind}, {len(image)} bytes, sha256 {hashlib.sha256(image).hexdigest()}"
+
+
+def _memory_of(pid: int) -> str:
+    """Its share of the memory; only root may see that of a process that is not dumpable."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except PermissionError:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    sizes = dict(line.partition(":")[::2] for line in lines)
+    name, size = next((key, sizes[key].strip()) for key in ("Pss", "VmRSS") if key in sizes)
+    return f"{'PSS' if name == 'Pss' else 'RSS'} {size}"
+
+
+# Namespaces and ids ------------------------------------------------------------------------------
+
+
+def _failure_of(config: Config) -> _Failure | None:
+    """What keeps a container from being set up; its program is not started."""
+    try:
+        with Container(config) as box:
+            box.create(Process(["/"]))
+    except (ContainerError, OSError) as error:
+        return error
+    return None
+
+
+def _namespace(name: str, failure: _Failure | None) -> Check:
+    """What the failure of a container with all of them says of this one."""
+    title = f"{name} namespace"
+    step = failure.step if isinstance(failure, LaunchError) else None
+    if failure is None or step in _LATER_STEPS:
+        return Check(title, True, "a container gets one of its own")
+    if not isinstance(failure, LaunchError) or step not in _SEPARATING_STEPS:
+        return Check(title, False, "not tried: no container can be asked for")
+    return (
+        _missing_namespace(name, title)
+        or _culprit(name, title, failure)
+        or Check(title, True, "nothing is known to stand against it")
+    )
+
+
+def _missing_namespace(name: str, title: str) -> Check | None:
+    if not os.path.exists(f"/proc/self/ns/{name}"):
+        return Check(title, False, "this kernel was built without it", "use another kernel")
+    limit = f"user.max_{name}_namespaces"
+    if _read_sysctl(limit) == "0":
+        return Check(title, False, f"{limit} is 0", f"sysctl -w {limit}=10000")
+    return None
+
+
+def _culprit(name: str, title: str, failure: LaunchError) -> Check | None:
+    if name in _SHAREABLE:
+        shared = Config(namespaces=replace(Namespaces(), **{name: False}))
+        if _failure_of(shared) is None:
+            remedy = f"Namespaces({name}=False) shares the host's, which is one wall less"
+            return Check(title, False, str(failure), remedy)
+    elif name == "user":
+        return Check(title, False, str(failure), _user_namespace_remedy(failure))
+    return None
+
+
+def _user_namespace_remedy(failure: LaunchError) -> str:
+    if failure.hint is not None:
+        return "see the sysctl below"
+    if failure.errno == EPERM and _has_seccomp_filter():
+        return (
+            "a seccomp filter around this process forbids it: in Docker or podman give"
+            " --security-opt seccomp=unconfined to the outer container"
+        )
+    return "see whether the process is in a chroot, or a security module forbids it (dmesg)"
+
+
+def _has_seccomp_filter() -> bool:
+    return "\nSeccomp:\t2" in Path("/proc/self/status").read_text(encoding="utf-8")
+
+
+def _time_namespace(failure: _Failure | None) -> Check:
+    title = "time namespace"
+    if failure is not None:
+        return Check(title, False, "not tried: no container can be set up")
+    failure = _failure_of(Config(namespaces=Namespaces(time=True)))
+    if failure is None:
+        return Check(title, True, "a container gets one of its own where it asks for it")
+    missing = _missing_namespace("time", title)
+    return missing or Check(title, False, str(failure), "leave Namespaces(time=False)")
+
+
+def _id_maps() -> Check:
+    title = "id maps"
+    try:
+        with Container() as box:
+            box.create(Process(["/"]))
+            lines = Path(f"/proc/{box.pid}/uid_map").read_text(encoding="ascii").splitlines()
+            first, host, size = map(int, lines[0].split())
+    except UnsupportedError as error:
+        remedy = "give root 65536 ids or more in /etc/subuid and /etc/subgid"
+        return Check(title, False, str(error), remedy)
+    except (ContainerError, OSError) as error:
+        return Check(title, False, f"not tried: {error}")
+    if size > 1:
+        count = len(_ids.available_slots())
+        return Check(
+            title,
+            True,
+            f"each container leases a range of its own, such as {first} to {first + size - 1} ="
+            f" host {host} to {host + size - 1}; there are {count}",
+        )
+    return Check(
+        title,
+        True,
+        f"a single id: host uid {host} is root inside, every other id shows as nobody;"
+        " supplementary groups cannot be dropped",
+    )
+
+
+def _idmapped_mounts() -> Check:
+    title = "idmapped mounts"
+    if os.geteuid() != 0 or not _ids.can_lease():
+        return Check(title, True, "not needed: root of a container is the caller's own id")
+    place = tempfile.gettempdir()
+    # No rmtree: what the container's mount points left are empty directories.
+    with tempfile.TemporaryDirectory(prefix="container-doctor-") as directory:
+        failure = _failure_of(Config(root=directory))
+    where = f"the file system of {place} ({_file_system_of(place)})"
+    if failure is None:
+        return Check(title, True, f"{where} can be id-mapped")
+    return Check(
+        title,
+        False,
+        f"{where} cannot be a root directory or a writable bind: {failure}",
+        "use ext4, xfs, btrfs, or tmpfs of Linux 6.3; or give uid_mappings and gid_mappings."
+        " Bind read-only otherwise: files of host root then show as nobody's",
+    )
+
+
+def _file_system_of(path: str) -> str:
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in _mounts():
+        if line[2] == number:
+            return line[line.index("-") + 1]
+    return "unknown"
+
+
+def _mounts() -> list[list[str]]:
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    return [line.split(" ") for line in text.splitlines()]
+
+
+# A whole container -------------------------------------------------------------------------------
+
+
+def _default_container() -> Iterator[Check]:
+    groups = "supplementary groups"
+    try:
+        result = run(["cat", "/proc/self/status"], text=True, check=True, timeout=60)
+    except (ContainerError, OSError) as error:
+        yield Check(_DECISIVE, False, str(error), _container_remedy(error))
+        yield Check(groups, False, "not tried: no container runs")
+        return
+    yield Check(_DECISIVE, True, f"one on the default root ran in {_milliseconds(result)} ms")
+    yield _groups(groups, result.stdout)
+
+
+def _milliseconds(result: Result) -> str:
+    return "?" if result.usage is None else f"{result.usage.wall * 1000:.0f}"
+
+
+def _container_remedy(error: _Failure) -> str | None:
+    if not isinstance(error, LaunchError):
+        return None
+    if error.step == "exec":
+        return "the host's /usr has no usable programs: give a root directory"
+    if error.step == "filesystem" and error.errno == EPERM and error.filename == "/proc":
+        return (
+            "parts of /proc are masked here, as inside another container: give that one"
+            " --security-opt systempaths=unconfined (Docker), unmask=ALL (podman)"
+        )
+    return "the first check that failed above, or a sysctl below, tells the cause"
+
+
+def _groups(title: str, status: str) -> Check:
+    """``Groups:`` as the command in the container had it; unmapped ids show as 65534."""
+    fields = dict(line.partition(":")[::2] for line in status.splitlines())
+    kept = [group for group in fields["Groups"].split() if group != "0"]
+    if not kept:
+        return Check(title, True, "a container has none of the caller's")
+    names = ", ".join(str(group) for group in sorted({*os.getgroups()} - {os.getegid()}))
+    return Check(
+        title,
+        False,
+        f"the caller's groups {names} cannot be dropped: what they open, a container opens too",
+        "start from an account without them, or as root",
+    )
+
+
+# What limits and what may help -------------------------------------------------------------------
+
+
+def _cgroup() -> Check:
+    title, unused = "cgroup v2", "this version sets no limits"
+    mounts = [line for line in _mounts() if line[line.index("-") + 1] == "cgroup2"]
+    if not mounts:
+        return Check(title, False, f"not mounted; {unused}")
+    top = mounts[0][4]
+    own = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    path = next((line[3:] for line in own if line.startswith("0::")), "none")
+    try:
+        names = Path(top, "cgroup.controllers").read_text(encoding="ascii").split()
+    except OSError:
+        names = []
+    return Check(
+        title,
+        True,
+        f"at {top}, own cgroup {path}, controllers {' '.join(names) or 'none'}; {unused}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sysctl:
+    """One that stands against containers with one value; ``for_root``: against root's too."""
+
+    name: str
+    bad: str
+    follows: str
+    remedy: str | None
+    for_root: bool = False
+
+
+_SYSCTLS: Final = (
+    _Sysctl(
+        "user.max_user_namespaces",
+        "0",
+        "no user namespace can be made",
+        "sysctl -w user.max_user_namespaces=10000",
+        for_root=True,
+    ),
+    _Sysctl(
+        "kernel.unprivileged_userns_clone",
+        "0",
+        "only root can make a user namespace",
+        "sysctl -w kernel.unprivileged_userns_clone=1",
+    ),
+    _Sysctl(
+        "kernel.apparmor_restrict_unprivileged_userns",
+        "1",
+        "AppArmor takes the rights of an ordinary user in a user namespace away",
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile with"
+        " the rule 'userns,' for the Python interpreter",
+    ),
+    _Sysctl("vm.memfd_noexec", "2", "the launcher has to run from a private file", None, True),
+)
+
+
+def _read_sysctl(name: str) -> str | None:
+    try:
+        return Path("/proc/sys", name.replace(".", "/")).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _limit(sysctl: _Sysctl, value: str | None, root: bool) -> Check:
+    title = f"sysctl {sysctl.name}"
+    if value is None:
+        return Check(title, True, "this kernel does not have it")
+    if value != sysctl.bad:
+        return Check(title, True, f"{value}: no limit")
+    if root and not sysctl.for_root:
+        return Check(title, True, f"{value}: {sysctl.follows}; root is not concerned")
+    return Check(title, False, f"{value}: {sysctl.follows}", sysctl.remedy)
+
+
+def _uidmap_tools() -> Check:
+    title, unused = "uidmap tools", "this version does not use them"
+    missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
+    if missing:
+        return Check(title, False, f"{' and '.join(missing)} not found; {unused}")
+    return Check(title, True, f"newuidmap and newgidmap are there; {unused}")
+
+
+publish(Check, Report, doctor)
