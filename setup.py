@@ -19,7 +19,7 @@ LAUNCHER_SOURCES = [
 # The launcher's own flags: nothing of the interpreter's (its -fPIC, -g, LTO) fits a program
 # without libc. Not position-independent, so that it needs no relocation of itself.
 LAUNCHER_FLAGS = shlex.split(
-    "-std=gnu11 -Os -ffreestanding -nostdlib -static -fno-pic -no-pie -fno-stack-protector"
+    "-std=gnu11 -Os -ffreestanding -nostdlib -static -fno-pic -fno-stack-protector"
     " -fno-asynchronous-unwind-tables -fno-unwind-tables -fno-strict-aliasing"
     " -Wall -Wextra -Wshadow -Wvla -Werror=implicit-function-declaration"
     " -Wl,-z,noexecstack -Wl,-z,separate-code -Wl,--build-id=none -Wl,--gc-sections -s"

@@ -119,7 +119,7 @@ class Container:
             stdio.close()
 
     def _launch(self, stdio: Stdio) -> Child:
-        child = launch_plan(self._plan, stdio.child)
+        child = launch_plan(self._plan, stdio.child, stdio.pipes)
         stdio.close_child_ends()
         if child.failure is not None:
             child.close()

@@ -17,7 +17,6 @@ from container._config import IDMapping
 
 RANGE_SIZE = 65536
 _CONTAINER_FIRST, _CONTAINER_END = 0x80000 >> 16, 0x70000000 >> 16
-_EVERYTHING = 2**32 - 1
 
 
 def parse_subids(text: str) -> Iterator[tuple[str, int, int]]:
@@ -104,6 +103,14 @@ def range_mapping(slot: int) -> tuple[IDMapping, ...]:
 def own_id_mapping(host_id: int) -> tuple[IDMapping, ...]:
     """The one mapping that needs no privilege: the caller's own id is root inside."""
     return (IDMapping(0, host_id, 1),)
+
+
+def to_host(container_id: int, mappings: Iterable[IDMapping]) -> int:
+    """The caller's id for one of the container; the same without mappings."""
+    for m in mappings:
+        if m.container_id <= container_id < m.container_id + m.size:
+            return m.host_id + container_id - m.container_id
+    return container_id
 
 
 def maps_host_root() -> bool:

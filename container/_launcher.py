@@ -320,7 +320,7 @@ class Child:
             return
         report = ffi.from_buffer("struct report *", data)
         if fd is not None:
-            self.pidfd = fd
+            self.pidfd = above_stdio(fd)
         if report.kind == lib.REPORT_CLONED:
             self.pid = report.pid
         elif report.kind == lib.REPORT_CREATED:
@@ -411,6 +411,27 @@ class Child:
             self.pidfd = None
 
 
+def above_stdio(fd: int) -> int:
+    """The fd, or a copy with a number of 3 or more.
+
+    In a program that closed its fds 0 to 2 ours would get these numbers, and be handed to a
+    container as the caller's standard streams.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if min(ours.fileno(), theirs.fileno()) > 2:
+        return ours, theirs
+    return tuple(socket.socket(fileno=above_stdio(end.detach())) for end in (ours, theirs))  # type: ignore[return-value]
+
+
 def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     """As ``socket.send_fds``, which drops its flags (CPython 3.11)."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
@@ -436,7 +457,9 @@ class Launcher:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket, theirs = _socket_pair()
+        # Before the first message: the kernel notes a sender only for who has asked for it.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._free: list[int] = []
         self._lock = threading.Lock()
         self._slots = range(0)
@@ -444,7 +467,7 @@ class Launcher:
         with theirs:
             try:
                 self.pid = self._spawn(theirs)
-                self.pidfd = os.pidfd_open(self.pid)
+                self.pidfd = above_stdio(os.pidfd_open(self.pid))
             except BaseException:
                 self.socket.close()
                 raise
@@ -532,7 +555,7 @@ class Launcher:
         start = slots[int.from_bytes(os.urandom(4), "little") % len(slots)]
         fields = (lib.REQUEST_LEASE, size + len(path), size, slots.start, len(slots), start)
         header = ffi.new("struct lease *", fields)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket_pair()
         with ours:
             with theirs:
                 self.send(bytes(ffi.buffer(header)) + path, [theirs.fileno()])
@@ -551,7 +574,7 @@ class Launcher:
 
     def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
         """Send one request; the answer comes by the Child's reports."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket_pair()
         memfd = -1
         try:
             with theirs:
@@ -736,6 +759,7 @@ def _attempt(
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
+    pipes: Sequence[int],
     by_fd: bool,
 ) -> Child:
     release: Callable[[], None] = _nothing
@@ -744,6 +768,8 @@ def _attempt(
         maps = (_ids.range_mapping(slot), _ids.range_mapping(slot))
         release = partial(launcher.release_range, slot)
     try:
+        if by_fd:
+            _give_pipes(pipes, request, maps)
         data = encode_start(request, maps, sources, by_fd=by_fd)
         fds = [source.fd for source in sources if source is not None] if by_fd else []
         child = launcher.start(data, fds, stdio)
@@ -763,6 +789,16 @@ def _attempt(
     return child
 
 
+def _give_pipes(pipes: Sequence[int], request: StartRequest, maps: Maps) -> None:
+    """Let the process own its streams, or it could not open its /dev/stdout."""
+    uid, gid = (
+        _ids.to_host(id, each) for id, each in zip((request.uid, request.gid), maps, strict=True)
+    )
+    if uid or gid:
+        for fd in pipes:
+            os.fchown(fd, uid, gid)
+
+
 def _nothing() -> None:
     pass
 
@@ -773,18 +809,20 @@ def launch(
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
+    pipes: Sequence[int],
     by_fd: bool,
 ) -> Child:
     """Start a container and wait until it is created, started, or has failed; with
     `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
-    ``maps`` None leases a range of host ids for as long as the container lives. A launcher that
+    ``maps`` None leases a range of host ids for as long as the container lives. ``pipes`` are
+    those of ``stdio`` that were made for it, and become its own. A launcher that
     turns out to be dead, or to have more rights than we have now, is replaced, once.
     """
     for _ in range(2):
         launcher = _get(request.base.kept_namespaces)
         try:
-            child = _attempt(launcher, request, maps, sources, stdio, by_fd=by_fd)
+            child = _attempt(launcher, request, maps, sources, stdio, pipes=pipes, by_fd=by_fd)
         except _Gone:
             _drop(launcher)
             continue

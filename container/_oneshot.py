@@ -99,11 +99,14 @@ def _text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode
     if not (text or encoding or errors):
         return None
     mode = TextMode(encoding or "utf-8", errors or "strict")
-    try:
-        codecs.lookup(mode.encoding)
-        codecs.lookup_error(mode.errors)
-    except LookupError as error:
-        raise ConfigError(str(error), field="encoding") from None
+    for field, lookup, name in (
+        ("encoding", codecs.lookup, mode.encoding),
+        ("errors", codecs.lookup_error, mode.errors),
+    ):
+        try:
+            lookup(name)
+        except LookupError as error:
+            raise ConfigError(str(error), field=field) from None
     return mode
 
 
@@ -178,7 +181,7 @@ def _run(
         plan = make_plan(config, process, StartFlag.QUIET)
         stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
-            child = launch_plan(plan, stdio.child)
+            child = launch_plan(plan, stdio.child, stdio.pipes)
             stdio.close_child_ends()
             result = conversation.hold(child, stdio.ours, data, limit)
         finally:
@@ -235,7 +238,11 @@ def popen(
     process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
     box = Container(_config(config, root, binds))
     box.run(process)
-    return box._as_process(process, mode, capture, began)
+    try:
+        return box._as_process(process, mode, capture, began)
+    except BaseException:
+        box.destroy()
+        raise
 
 
 publish(run, popen)

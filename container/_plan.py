@@ -6,7 +6,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from errno import E2BIG, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
+from errno import E2BIG, EDQUOT, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
 from functools import lru_cache
 from typing import Self, cast
 
@@ -285,10 +285,13 @@ def _open_source(row: Row, index: int) -> Source:
     return Source(fd, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode))
 
 
-def launch_plan(plan: Plan, stdio: Sequence[int]) -> Child:
-    """Send a plan off, with the child's fds 0 to 2."""
+def launch_plan(plan: Plan, stdio: Sequence[int], pipes: Sequence[int]) -> Child:
+    """Send a plan off, with the child's fds 0 to 2 and those of them that are our pipes."""
+    identity = plan.identity
     with Sources(plan.rows) as sources:
-        return launch(plan.request, plan.identity.maps, sources, stdio, by_fd=plan.identity.by_fd)
+        return launch(
+            plan.request, identity.maps, sources, stdio, pipes=pipes, by_fd=identity.by_fd
+        )
 
 
 # Errors ----------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ _DETAILS = {
     "network": "cannot raise the loopback interface",
     "pivot": "cannot make the new root the root",
     "lock-mounts": "cannot lock the flags of the mounts",
-    "gate": "the launcher ended before the container was started",
+    "gate": "the container ended before it was started",
     "bounding": "cannot drop capabilities from the bounding set",
     "capabilities": "cannot set the capabilities",
     "no-new-privs": "cannot set no_new_privs",
@@ -345,6 +348,7 @@ def _program(failure: Failure, request: StartRequest) -> str:
 _HINTS = {
     ("exec", ENOEXEC): "made for another architecture, or a script without '#!'",
     ("exec", E2BIG): "arguments and environment are larger than execve(2) takes",
+    ("session", EDQUOT): "too many keyrings of this user: kernel.keys.maxkeys (keyrings(7))",
     ("sources", ESTALE): "the path was replaced while the container was started",
     ("filesystem", ESTALE): "the path was replaced while the container was started",
 }
@@ -353,7 +357,11 @@ _HINTS = {
 def _hint(failure: Failure, plan: Plan) -> str | None:
     """What to do, where the cause is sure."""
     if failure.errno == 0:
-        return "it was killed before the program ran, perhaps for lack of memory"
+        return (
+            None
+            if failure.step == "gate"
+            else "it was killed before the program ran, perhaps for lack of memory"
+        )
     if failure.step == "exec" and failure.value:
         return "the file is there, but not the interpreter or dynamic loader that it names"
     if failure.step == "sources" and failure.errno == EINVAL and _is_idmapped(failure, plan):

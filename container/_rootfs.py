@@ -166,7 +166,12 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
 
 def needs_locked_mounts(config: Config) -> bool:
     """With CAP_SYS_ADMIN a container could take flags off its mounts: they must be locked."""
-    return config.namespaces.user and Capability("SYS_ADMIN") in config.capabilities.bounding
+    if not config.namespaces.user:
+        return False
+    held = config.capabilities.permitted
+    if not config.no_new_privileges:  # exec as root brings back what the bounding set allows
+        held |= config.capabilities.bounding
+    return Capability("SYS_ADMIN") in held
 
 
 def _user_mount_attributes(config: Config) -> Attribute:

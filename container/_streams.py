@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from container._config import DEVNULL, PIPE, STDOUT
 from container._errors import ConfigError
-from container._launcher import Child
+from container._launcher import Child, above_stdio
 
 _CHUNK = 1 << 18  # bytes per read or write; a pipe holds 1 << 16
 NAMES = ("stdin", "stdout", "stderr")
@@ -22,6 +22,7 @@ class Stdio:
 
     child: list[int] = field(default_factory=list)
     ours: dict[str, int] = field(default_factory=dict)
+    pipes: list[int] = field(default_factory=list)  # those of `child` that we made
     _close: list[int] = field(default_factory=list)
 
     def close_child_ends(self) -> None:
@@ -48,13 +49,15 @@ def open_stdio(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
 
 def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
     if wanted == PIPE and isinstance(wanted, int):
-        read, write = os.pipe2(os.O_CLOEXEC)
+        read, write = map(above_stdio, os.pipe2(os.O_CLOEXEC))
         child, ours = (read, write) if number == 0 else (write, read)
         stdio.ours[name] = ours
         stdio._close.append(child)
+        stdio.pipes.append(child)
         return child
     if wanted == DEVNULL and isinstance(wanted, int):
-        fd = os.open("/dev/null", (os.O_RDONLY if number == 0 else os.O_WRONLY) | os.O_CLOEXEC)
+        mode = os.O_RDONLY if number == 0 else os.O_WRONLY
+        fd = above_stdio(os.open("/dev/null", mode | os.O_CLOEXEC))
         stdio._close.append(fd)
         return fd
     if wanted == STDOUT and isinstance(wanted, int):
@@ -138,7 +141,8 @@ class Exchange:
             self._poll.register(fd, POLLOUT if name == "stdin" else POLLIN)
         if "stdin" in ours and not self._input:
             self._drop("stdin")
-        self._poll.register(child.channel.fileno(), POLLIN)
+        if not child.over:
+            self._poll.register(child.channel.fileno(), POLLIN)
 
     def run(self, deadline: float | None) -> bool:
         """True when the child has ended, False at the deadline (of `time.monotonic`)."""

@@ -80,13 +80,10 @@ static void handle_lease(size_t size)
     struct report report = {.kind = REPORT_LEASED, .row = -1};
     long result = check_lease(lease, launcher.buffer, size);
     if (result == 0)
-        result = check_rights();
-    if (result == 0)
         result = lease_range(lease, launcher.buffer);
     report.value = (int32_t)result;
     if (result < 0)
-        report_failure(launcher.message.fds[0], launcher.retired ? STEP_RIGHTS : STEP_LEASE,
-                       result);
+        report_failure(launcher.message.fds[0], STEP_LEASE, result);
     else
         send_report(launcher.message.fds[0], &report, -1);
     close_fds(launcher.message.fds, launcher.message.fd_count);
@@ -100,9 +97,17 @@ static void end_everything(void)
             kill_container(&launcher.containers[i], SIGKILL);
 }
 
+static void refuse(enum step step, long result)
+{
+    if (launcher.message.fd_count > 0)
+        report_failure(launcher.message.fds[0], step, result);
+    close_fds(launcher.message.fds, launcher.message.fd_count);
+}
+
 static void handle_caller(void)
 {
     uint32_t op = 0;
+    long rights;
     long result = receive_message(FD_CALLER, launcher.buffer, sizeof launcher.buffer, MSG_DONTWAIT,
                                   &launcher.message);
     if (result == -EAGAIN)
@@ -115,18 +120,22 @@ static void handle_caller(void)
             end_everything();
         return;
     }
-    if (launcher.message.fd_count == 0) /* nobody to answer */
+    /* First of all: what follows must not even be read if it comes from lesser rights. */
+    rights = check_rights(launcher.message.sender);
+    if (rights < 0) {
+        refuse(STEP_RIGHTS, rights);
         return;
+    }
     if (result == 0 && launcher.message.size >= sizeof op)
         memcpy(&op, launcher.buffer, sizeof op);
-    if (op == REQUEST_START) {
+    if (launcher.message.fd_count == 0)
+        return; /* nobody to answer */
+    if (op == REQUEST_START)
         handle_start(&launcher.message);
-    } else if (op == REQUEST_LEASE) {
+    else if (op == REQUEST_LEASE)
         handle_lease(launcher.message.size);
-    } else {
-        report_failure(launcher.message.fds[0], STEP_REQUEST, result < 0 ? result : -EINVAL);
-        close_fds(launcher.message.fds, launcher.message.fd_count);
-    }
+    else
+        refuse(STEP_REQUEST, result < 0 ? result : -EINVAL);
 }
 
 static void handle_event(uint64_t data)

@@ -15,8 +15,8 @@
 enum step {
     STEP_NONE,
     /* the launcher's part */
-    STEP_REQUEST, /* decode and check the request */
     STEP_RIGHTS,  /* the caller still has the rights that the launcher has */
+    STEP_REQUEST, /* decode and check the request */
     STEP_LEASE,   /* lock a range of host ids */
     STEP_CLONE,   /* clone3 into the new namespaces */
     STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */

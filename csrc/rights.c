@@ -34,12 +34,13 @@ static size_t extract_rights(uint8_t *status, size_t size)
     return kept;
 }
 
-/* SCM_CREDENTIALS tells real ids only, and says nothing of capabilities. So the caller's status
- * must read as it did when it started us. */
-long check_rights(void)
+/* Whoever got hold of a copy of the socket is not the caller. And SCM_CREDENTIALS tells real ids
+ * only, and says nothing of capabilities: so the caller's status must read as it did when it
+ * started us. */
+long check_rights(int sender)
 {
     long size;
-    if (launcher.retired)
+    if (launcher.retired || sender != launcher.caller)
         return -EPERM;
     size = sys(__NR_pread64, FD_CALLER_STATUS, launcher.status, STATUS_SIZE, 0);
     if (size < 0)
@@ -52,21 +53,32 @@ long check_rights(void)
     return -EPERM;
 }
 
+/* Out of the bounding set as well, or a child's exec as root would bring them back. Without
+ * CAP_SETPCAP nothing can be dropped, nor is there much to bring back. */
+static void bound_capabilities(const struct capability_data *data)
+{
+    for (int capability = 0; capability < 64; capability++)
+        if ((data[capability / 32].permitted >> capability % 32 & 1) == 0)
+            (void)sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0); /* EPERM: see above */
+}
+
 /* An exec as root gives back every capability, a real id of root likewise: take the rights that
  * the caller's effective ids and capabilities have, for good. */
-static long take_rights_of_caller(int caller)
+static long take_rights_of_caller(void)
 {
-    struct capability_header header = {CAPABILITY_VERSION_3, caller};
+    struct capability_header header = {CAPABILITY_VERSION_3, launcher.caller};
     struct capability_data data[2];
     long uid = sys(__NR_geteuid, 0), gid = sys(__NR_getegid, 0);
     long result = sys(__NR_capget, &header, data);
+    if (result < 0)
+        return result;
     for (int half = 0; half < 2; half++) {
         data[half].permitted = data[half].effective;
         data[half].inheritable = 0;
     }
+    bound_capabilities(data);
     header.pid = 0;
-    if (result == 0)
-        result = sys(__NR_setresgid, gid, gid, gid);
+    result = sys(__NR_setresgid, gid, gid, gid);
     if (result == 0)
         result = sys(__NR_setresuid, uid, uid, uid);
     if (result == 0)
@@ -75,16 +87,28 @@ static long take_rights_of_caller(int caller)
     return result < 0 ? result : sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
 }
 
+/* Who made the socket pair; no later owner of a copy can change that. */
+static long identify_caller(void)
+{
+    struct ucred peer = {0, 0, 0};
+    uint32_t size = sizeof peer;
+    long result = sys(__NR_getsockopt, FD_CALLER, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    if (result < 0)
+        return result;
+    launcher.caller = peer.pid;
+    return peer.pid > 0 ? 0 : -ESRCH;
+}
+
 /* The first message is the caller's status as it was before it started us. */
 long remember_rights(void)
 {
-    long result;
-    uint32_t yes = 1;
-    result = sys(__NR_setsockopt, FD_CALLER, SOL_SOCKET, SO_PASSCRED, &yes, sizeof yes);
+    long result = identify_caller();
     if (result == 0)
         result = receive_message(FD_CALLER, launcher.rights, STATUS_SIZE, 0, &launcher.message);
+    if (result == 0 && launcher.message.sender != launcher.caller)
+        result = -EPERM; /* SO_PASSCRED was set before it was sent */
     if (result < 0)
         return result;
     launcher.rights_size = extract_rights(launcher.rights, launcher.message.size);
-    return take_rights_of_caller(launcher.message.sender);
+    return take_rights_of_caller();
 }

@@ -77,11 +77,7 @@ static void prepare_container(struct container *container, struct request *reque
 static long start_container(struct arena *arena, struct progress *progress)
 {
     struct container *container = find_slot();
-    long result = begin_step(progress, arena->request.start, STEP_RIGHTS);
-    if (result == 0)
-        result = check_rights();
-    if (result == 0)
-        result = begin_step(progress, arena->request.start, STEP_CLONE);
+    long result = begin_step(progress, arena->request.start, STEP_CLONE);
     if (result == 0 && container == NULL)
         result = -EAGAIN;
     if (result < 0)
@@ -207,6 +203,8 @@ void handle_start(struct message *message)
         request->stdio[i] = -1;
     take_fds(&request->channel, message->fds, 1);
     result = message->size < sizeof(struct start) ? -EINVAL : decode_start(request, message);
+    if (result == 0) /* the real check was made before a byte of the request was looked at */
+        result = begin_step(&progress, request->start, STEP_RIGHTS);
     if (result == 0)
         result = begin_step(&progress, request->start, STEP_REQUEST);
     if (result == 0)

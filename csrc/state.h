@@ -21,6 +21,7 @@ enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT
 /* The one state of the one thread. */
 struct launcher {
     int epoll, child_signal;
+    int caller;       /* its pid */
     int own_pidfd;    /* what the guard waits for */
     int ending;       /* kill and go */
     int retired;      /* the caller's rights changed: no new containers */
@@ -44,7 +45,7 @@ long watch(int fd, enum event event, uint32_t slot);
 
 /* rights.c */
 long remember_rights(void);
-long check_rights(void);
+long check_rights(int sender);
 
 /* containers.c */
 void send_report(int channel, const struct report *report, int fd);
