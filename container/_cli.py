@@ -319,9 +319,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except _End as end:
-        _ignore_signals()
         if end.status == _TIMED_OUT:
-            _say("the command ran longer than its time and was killed")
+            with suppress(_End):  # the timer runs on: a stopped terminal does not stop us
+                _say("the command ran longer than its time and was killed")
+        _ignore_signals()
         return end.status
     except BrokenPipeError:
         # Nobody reads: end as the signal would have ended us, and let nothing be flushed again.

@@ -27,7 +27,8 @@ _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 _SHAREABLE: Final = ("net", "ipc", "uts", "cgroup")  # a container can do without a new one
 # Steps that a missing namespace fails, and those that are only reached with all of them.
 _SEPARATING_STEPS: Final = ("clone", "id-maps")
-_LATER_STEPS: Final = tuple(STEPS.values())[tuple(STEPS.values()).index("id-maps") + 1 :]
+_ALL_STEPS: Final = [STEPS[number] for number in sorted(STEPS)]
+_LATER_STEPS: Final = _ALL_STEPS[_ALL_STEPS.index(_SEPARATING_STEPS[-1]) + 1 :]
 _Failure = ContainerError | OSError
 
 
@@ -99,10 +100,10 @@ def doctor() -> Report:
 
 def _checks() -> Iterator[Check]:
     yield _kernel(os.uname().release)
+    yield _proc()
     yield _launcher()
     failure = _failure_of(Config())
-    for name in _NAMESPACES:
-        yield _namespace(name, failure)
+    yield from _namespaces(failure)
     yield _time_namespace(failure)
     yield _id_maps()
     yield _idmapped_mounts()
@@ -119,6 +120,17 @@ def _kernel(release: str) -> Check:
     if numbers is not None and tuple(map(int, numbers.groups())) >= _OLDEST_KERNEL:
         return Check("kernel", True, f"{release}; {oldest} is the oldest promised")
     return Check("kernel", False, f"{release} is too old", f"run Linux {oldest} or newer")
+
+
+def _proc() -> Check:
+    try:
+        seen = os.readlink("/proc/self")
+    except OSError as error:
+        return Check("proc", False, str(error), "mount -t proc proc /proc")
+    if seen == str(os.getpid()):
+        return Check("proc", True, "shows the processes of this PID namespace")
+    detail = f"this is process {os.getpid()} and /proc says {seen}: it is of another PID namespace"
+    return Check("proc", False, detail, "mount -t proc proc /proc, in a mount namespace")
 
 
 # The launcher ------------------------------------------------------------------------------------
@@ -171,44 +183,55 @@ def _failure_of(config: Config) -> _Failure | None:
     return None
 
 
-def _namespace(name: str, failure: _Failure | None) -> Check:
-    """What the failure of a container with all of them says of this one."""
-    title = f"{name} namespace"
+def _namespaces(failure: _Failure | None) -> Iterator[Check]:
+    """What the failure of a container with all of them says of each."""
+    bad: dict[str, Check] = {}
+    verdict = "a container gets one of its own"
     step = failure.step if isinstance(failure, LaunchError) else None
-    if failure is None or step in _LATER_STEPS:
-        return Check(title, True, "a container gets one of its own")
-    if not isinstance(failure, LaunchError) or step not in _SEPARATING_STEPS:
-        return Check(title, False, "not tried: no container can be asked for")
-    return (
-        _missing_namespace(name, title)
-        or _culprit(name, title, failure)
-        or Check(title, True, "nothing is known to stand against it")
-    )
+    if isinstance(failure, LaunchError) and step in _SEPARATING_STEPS:
+        bad = _bad_namespaces(failure)
+        verdict = "nothing is known to stand against it"
+    elif failure is not None and step not in _LATER_STEPS:
+        verdict = "not tried: no container can be asked for"
+        bad = {name: Check(_title(name), False, verdict) for name in _NAMESPACES}
+    for name in _NAMESPACES:
+        yield bad.get(name) or Check(_title(name), True, verdict)
 
 
-def _missing_namespace(name: str, title: str) -> Check | None:
+def _title(name: str) -> str:
+    return f"{name} namespace"
+
+
+def _bad_namespaces(failure: LaunchError) -> dict[str, Check]:
+    found = {name: _missing_namespace(name) or _culprit(name, failure) for name in _NAMESPACES}
+    bad = {name: check for name, check in found.items() if check is not None}
+    # It comes first, and there are reasons against it that nothing shows.
+    user = Check(_title("user"), False, str(failure), _user_namespace_remedy(failure))
+    return bad or {"user": user}
+
+
+def _missing_namespace(name: str) -> Check | None:
     if not os.path.exists(f"/proc/self/ns/{name}"):
-        return Check(title, False, "this kernel was built without it", "use another kernel")
+        return Check(_title(name), False, "this kernel was built without it", "use another kernel")
     limit = f"user.max_{name}_namespaces"
     if _read_sysctl(limit) == "0":
-        return Check(title, False, f"{limit} is 0", f"sysctl -w {limit}=10000")
+        return Check(_title(name), False, f"{limit} is 0", f"sysctl -w {limit}=10000")
     return None
 
 
-def _culprit(name: str, title: str, failure: LaunchError) -> Check | None:
-    if name in _SHAREABLE:
-        shared = Config(namespaces=replace(Namespaces(), **{name: False}))
-        if _failure_of(shared) is None:
-            remedy = f"Namespaces({name}=False) shares the host's, which is one wall less"
-            return Check(title, False, str(failure), remedy)
-    elif name == "user":
-        return Check(title, False, str(failure), _user_namespace_remedy(failure))
-    return None
+def _culprit(name: str, failure: LaunchError) -> Check | None:
+    """Whether a container that shares the host's could be set up."""
+    if name not in _SHAREABLE:
+        return None
+    if _failure_of(Config(namespaces=replace(Namespaces(), **{name: False}))) is not None:
+        return None
+    remedy = f"Namespaces({name}=False) shares the host's, which is one wall less"
+    return Check(_title(name), False, str(failure), remedy)
 
 
 def _user_namespace_remedy(failure: LaunchError) -> str:
     if failure.hint is not None:
-        return "see the sysctl below"
+        return "a sysctl below tells what to set"
     if failure.errno == EPERM and _has_seccomp_filter():
         return (
             "a seccomp filter around this process forbids it: in Docker or podman give"
@@ -222,13 +245,13 @@ def _has_seccomp_filter() -> bool:
 
 
 def _time_namespace(failure: _Failure | None) -> Check:
-    title = "time namespace"
+    title = _title("time")
     if failure is not None:
         return Check(title, False, "not tried: no container can be set up")
     failure = _failure_of(Config(namespaces=Namespaces(time=True)))
     if failure is None:
         return Check(title, True, "a container gets one of its own where it asks for it")
-    missing = _missing_namespace("time", title)
+    missing = _missing_namespace("time")
     return missing or Check(title, False, str(failure), "leave Namespaces(time=False)")
 
 

@@ -58,6 +58,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _START_SIZE: Final[int] = ffi.sizeof("struct start")
 _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
 _WALL = 0x40000000  # wait(2): children without an exit signal too
+TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ONE_FD = socket.CMSG_LEN(4)
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
@@ -284,6 +285,7 @@ class Child:
         self.started = False
         self.exit: Exit | None = None
         self.failure: Failure | None = None
+        self.launcher: Launcher | None = None
         self._release: Callable[[], None] = _nothing
         self._lock = threading.Lock()
         self._users = 0
@@ -302,6 +304,7 @@ class Child:
                 return False
             except ConnectionError:
                 data, control = b"", []
+            _halt_in_exit()
             self._take(data, int.from_bytes(control[0][2], byteorder) if control else None)
             return True
 
@@ -323,6 +326,8 @@ class Child:
             self.pidfd = above_stdio(fd)
         if report.kind == lib.REPORT_CLONED:
             self.pid = report.pid
+            if self.launcher is not None:
+                self.launcher.meet_guard(report.value)
         elif report.kind == lib.REPORT_CREATED:
             self.created = True
         elif report.kind == lib.REPORT_STARTED:
@@ -352,9 +357,13 @@ class Child:
                 wait_readable(self.pidfd, None)
         self.exit = Exit(-9, lost=True)
 
-    def refused(self) -> bool:
-        """The launcher has other rights than its caller has by now: another one has to be asked."""
-        return self.failure is not None and self.failure.step == "rights" and not fail_step
+    def must_retry(self) -> bool:
+        """Another launcher has to be asked: this one died, or has other rights than its caller has
+        by now. Nothing was run.
+        """
+        if self.failure is not None:
+            return self.failure.step == "rights" and not fail_step
+        return self.pid is None and self.exit is not None and self.exit.lost
 
     def command(self, op: int, value: int = 0) -> None:
         """Tell the launcher something about this container; it may be gone already."""
@@ -460,7 +469,9 @@ class Launcher:
         self.socket, theirs = _socket_pair()
         # Before the first message: the kernel notes a sender only for who has asked for it.
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._guard_pidfd: int | None = None
         self._free: list[int] = []
+        self._closed = False
         self._lock = threading.Lock()
         self._slots = range(0)
         self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
@@ -472,7 +483,6 @@ class Launcher:
                 self.socket.close()
                 raise
         self._identity = os.fstat(self.socket.fileno())[1:3]
-        self._pidfd_identity = os.fstat(self.pidfd)[1:3]
 
     def _spawn(self, theirs: socket.socket) -> int:
         fds: list[int] = []
@@ -509,21 +519,18 @@ class Launcher:
         except OSError:
             return False
 
-    def _has_pidfd(self) -> bool:
-        try:
-            return os.fstat(self.pidfd)[1:3] == self._pidfd_identity
-        except OSError:
-            return False
-
     def is_where(self, names: tuple[str, ...]) -> bool:
         """Whether this process is still in the namespaces that the launcher was started in."""
         return all(_namespace(name) == self._namespaces[name] for name in names)
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
-        try:
-            send_fds(self.socket, data, fds)
-        except (BrokenPipeError, ConnectionError) as error:
-            raise _Gone from error
+        with self._lock:  # against close(): the number might be somebody else's by then
+            if self._closed:
+                raise _Gone
+            try:
+                send_fds(self.socket, data, fds)
+            except ConnectionError as error:
+                raise _Gone from error
 
     def acquire_range(self) -> int:
         """A slot of host ids that no other container of this machine has."""
@@ -601,12 +608,29 @@ class Launcher:
         """Stop asking it: with its last container it ends by itself. In a fork of its caller, only
         give the fork's copies of the fds back.
         """
-        if self._has_pidfd():
-            if self.owner == os.getpid():
-                # To a caller that is PID 1 or a subreaper it is a child after all.
+        if self.owner != os.getpid():
+            self._lock = threading.Lock()  # another thread of the parent may have held it
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._close()
+
+    def meet_guard(self, pid: int) -> None:
+        """Hold on to the launcher's second process, which lives as long as the launcher."""
+        if self._guard_pidfd is None:
+            with suppress(ProcessLookupError):
+                self._guard_pidfd = above_stdio(os.pidfd_open(pid))
+
+    def _close(self) -> None:
+        pidfds = [fd for fd in (self.pidfd, self._guard_pidfd) if fd is not None and _is_pidfd(fd)]
+        if self.owner == os.getpid() and self.pidfd in pidfds and wait_readable(self.pidfd, 0):
+            # To a caller that is PID 1 or a subreaper they are children after all.
+            for fd in pidfds:
+                wait_readable(fd, _EXIT_PATIENCE)
                 with suppress(ChildProcessError):
-                    os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | _WALL)
-            os.close(self.pidfd)
+                    os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG | _WALL)
+        for fd in pidfds:
+            os.close(fd)
         if self._has_socket():
             self.socket.close()
         else:
@@ -692,17 +716,27 @@ def _left_namespaces() -> int:
     return left
 
 
+def _is_pidfd(fd: int) -> bool:
+    """Whether it still is one, in a program that may have closed and reused the number."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]"
+    except OSError:
+        return False
+
+
 def _namespace(name: str) -> str:
     return os.readlink(f"/proc/self/ns/{name}")
 
 
 _lock = threading.RLock()
 _current: Launcher | None = None
+_ending = False
 
 
 def _get(namespaces: tuple[str, ...] = ()) -> Launcher:
     """The launcher, which is where this process is as far as ``namespaces`` go."""
     global _current  # noqa: PLW0603 - the one launcher of this process
+    _halt_in_exit()
     with _lock:
         if _current is not None and not (_current.is_ours() and _current.is_where(namespaces)):
             _drop(_current)
@@ -733,15 +767,24 @@ os.register_at_fork(after_in_child=_forget_in_fork)
 @atexit.register
 def _end_with_interpreter() -> None:
     """Close the socket, which ends every attached container, and see that done."""
+    global _ending  # noqa: PLW0603
+    _ending = True
     if _current is not None:
         _current.end()
 
 
-def replace_launcher() -> None:
-    """Have the next start ask a new launcher."""
-    with _lock:
-        if _current is not None:
-            _drop(_current)
+def _halt_in_exit() -> None:
+    """A daemon thread learns nothing more once the interpreter ends: its containers were ended by
+    that, and an error of it would be printed for nothing.
+    """
+    if _ending and threading.current_thread() is not threading.main_thread():
+        threading.Event().wait()
+
+
+def replace_launcher(child: Child) -> None:
+    """Have the next start ask another launcher than this child's."""
+    if child.launcher is not None:
+        _drop(child.launcher)
 
 
 def launcher_pid() -> int:
@@ -776,6 +819,7 @@ def _attempt(
     except BaseException:
         release()
         raise
+    child.launcher = launcher
     child.on_end(release)
     if request.flags & StartFlag.QUIET:
         return child
@@ -786,6 +830,9 @@ def _attempt(
     except BaseException:
         child.kill()
         raise
+    if child.must_retry():
+        child.close()
+        raise _Gone
     return child
 
 
@@ -819,16 +866,10 @@ def launch(
     those of ``stdio`` that were made for it, and become its own. A launcher that
     turns out to be dead, or to have more rights than we have now, is replaced, once.
     """
-    for _ in range(2):
+    for _ in range(TRIES):
         launcher = _get(request.base.kept_namespaces)
         try:
-            child = _attempt(launcher, request, maps, sources, stdio, pipes=pipes, by_fd=by_fd)
+            return _attempt(launcher, request, maps, sources, stdio, pipes=pipes, by_fd=by_fd)
         except _Gone:
             _drop(launcher)
-            continue
-        if child.refused():
-            child.close()
-            _drop(launcher)
-            continue
-        return child
-    raise launch_error("launcher", None, "the launcher died twice while it was asked")
+    raise launch_error("launcher", None, "every launcher died while it was asked")

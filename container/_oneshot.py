@@ -23,8 +23,8 @@ from container._config import (
     parse_size,
 )
 from container._container import Container
-from container._errors import CommandError, ConfigError, UnsupportedError, publish
-from container._launcher import StartFlag, replace_launcher
+from container._errors import CommandError, ConfigError, UnsupportedError, launch_error, publish
+from container._launcher import TRIES, StartFlag, replace_launcher
 from container._plan import explain, launch_plan, make_plan
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
 from container._streams import open_stdio
@@ -177,7 +177,7 @@ def _run(
     limit: float | None,
 ) -> Result:
     """One container without the objects of one: its end is all that is waited for."""
-    while True:
+    for _ in range(TRIES):
         plan = make_plan(config, process, StartFlag.QUIET)
         stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
@@ -188,9 +188,10 @@ def _run(
             stdio.close()
         if result is not None:
             return result
-        if child.failure is not None and not child.refused():
+        if child.failure is not None and not child.must_retry():
             raise explain(child.failure, plan)
-        replace_launcher()
+        replace_launcher(child)
+    raise launch_error("launcher", None, "every launcher died while it was asked")
 
 
 def _input_bytes(data: bytes | str | None, text: TextMode | None) -> bytes:

@@ -88,7 +88,7 @@ class Conversation:
     ) -> Result | None:
         """The result of a child that is over; an error where it timed out or was lost."""
         end = child.exit
-        if end is None:
+        if end is None or child.must_retry():
             return None
         if end.lost:
             raise StateError("the command was killed: its launcher died")

@@ -55,7 +55,8 @@ static void free_container(struct container *container)
  * taken its death signal off, should the launcher die. */
 void report_progress(const struct container *container, enum report_kind kind)
 {
-    struct report report = {.kind = kind, .pid = container->pid, .row = -1};
+    struct report report = {
+        .kind = kind, .pid = container->pid, .row = -1, .value = launcher.guard};
     send_report(container->channel, &report, kind == REPORT_CLONED ? container->pidfd : -1);
 }
 

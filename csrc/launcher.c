@@ -186,6 +186,7 @@ static long start_guard(void)
         return result;
     launcher.own_pidfd = (int)result;
     result = clone_onto(&args, stack, sizeof stack, guard_containers, NULL);
+    launcher.guard = (int)result;
     return result < 0 ? result : 0;
 }
 

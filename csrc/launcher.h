@@ -157,12 +157,13 @@ struct command {
 };
 
 enum report_kind {
-    REPORT_CLONED = 1, /* the child is on its way; carries its pidfd; always the first */
-    REPORT_CREATED,    /* at the gate */
-    REPORT_STARTED,    /* execve succeeded */
-    REPORT_FAILED,     /* step, error, row; the child is gone */
-    REPORT_EXITED,     /* wait_status and usage; the child is reaped */
-    REPORT_LEASED      /* value: the slot */
+    REPORT_CLONED =
+        1,          /* there is a child, which waits; carries its pidfd; the first of its reports */
+    REPORT_CREATED, /* at the gate */
+    REPORT_STARTED, /* execve succeeded */
+    REPORT_FAILED,  /* step, error, row; the child is gone */
+    REPORT_EXITED,  /* wait_status and usage; the child is reaped */
+    REPORT_LEASED   /* value: the slot */
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */
@@ -172,7 +173,7 @@ struct report {
     uint32_t step;
     int32_t error; /* a positive errno */
     int32_t row;   /* -1: none */
-    int32_t value;
+    int32_t value; /* LEASED: the slot; FAILED at exec: see `struct progress`; CLONED: the guard */
     uint32_t wait_status; /* as wait4 gives it */
     uint32_t unused;
     uint64_t user_time;

@@ -93,8 +93,9 @@ static long start_container(struct arena *arena, struct progress *progress)
     container->phase = PHASE_STARTING;
     launcher.alive++;
     container->flags = arena->request.start->flags;
-    prepare_container(container, &arena->request);
+    /* Before the child may go on: whoever has not got this knows that nothing was run. */
     report_progress(container, REPORT_CLONED);
+    prepare_container(container, &arena->request);
     return 0;
 }
 

@@ -22,6 +22,7 @@ enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT
 struct launcher {
     int epoll, child_signal;
     int caller;       /* its pid */
+    int guard;        /* its pid, for a caller that has to reap it */
     int own_pidfd;    /* what the guard waits for */
     int ending;       /* kill and go */
     int retired;      /* the caller's rights changed: no new containers */
