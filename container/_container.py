@@ -54,7 +54,8 @@ class Container:
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
         self._owner = os.getpid()
-        self._lock = threading.Lock()  # held while the state changes by our own doing
+        # Held while the state changes by our own doing; a signal handler may destroy() meanwhile.
+        self._lock = threading.RLock()
         self._child: Child | None = None
         self._destroyed = False
         self._created_at = datetime.now(UTC)
@@ -112,9 +113,14 @@ class Container:
         stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
             self._plan = make_plan(self.config, process, flags)
-            child = self._launch(stdio)
-            self._open_streams(stdio)
-            self._child = child
+            child = self._child = self._launch(stdio)
+            try:
+                self._open_streams(stdio)
+                if self._destroyed:  # by a signal handler, meanwhile
+                    raise StateError(f"container {self.id} was destroyed while it started")
+            except BaseException:
+                child.kill()
+                raise
         finally:
             stdio.close()
 

@@ -53,7 +53,7 @@ def find_slots(subids: Iterable[str], id_maps: Iterable[str]) -> range:
             else:
                 foreign.update(range(first // RANGE_SIZE, -(-end // RANGE_SIZE)))
         owned.append(mine)
-    slots = set.intersection(*owned) if owned else set()
+    slots = set.intersection(*owned) - foreign if owned else set()
     if not slots:
         slots = set(range(_CONTAINER_FIRST, _CONTAINER_END)) - foreign
     slots.discard(0)  # the host's own users

@@ -14,8 +14,8 @@ import os
 import socket
 import threading
 from array import array
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
@@ -58,19 +58,20 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _START_SIZE: Final[int] = ffi.sizeof("struct start")
 _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
 _WALL = 0x40000000  # wait(2): children without an exit signal too
+MAX_ROWS: Final[int] = lib.MAX_ROWS
+MAX_SOURCES: Final[int] = lib.MAX_SOURCES
 TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ONE_FD = socket.CMSG_LEN(4)
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
 # Namespaces that one thread can leave without its process: names in /proc/PID/ns.
-_NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup", "time", "pid_for_children")
+_NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup")
 _THREAD_NAMESPACES = {
     "mnt": 0x20000,
     "net": 0x40000000,
     "uts": 0x04000000,
     "ipc": 0x08000000,
     "cgroup": 0x02000000,
-    "pid_for_children": 0x20000000,
 }
 
 
@@ -208,20 +209,24 @@ def encode_start(
     base = request.base
     table = base.table.encode(sources, by_fd=by_fd)
     limits_at = _START_SIZE + len(table)
-    numbers_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
-    strings = (request.programs, request.args, request.env)
-    blob = _Blob(numbers_at + 4 * (sum(map(len, strings)) + len(request.groups)))
-    numbers: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for texts in strings:
-        spans.append((numbers_at + 4 * len(numbers), len(texts)))
-        numbers += [blob.string(text) for text in texts]
-    groups = (numbers_at + 4 * len(numbers), len(request.groups))
-    numbers += request.groups
+    vectors_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
+    numbers_at = vectors_at + 8 * (len(request.args) + len(request.env) + 2)
+    blob = _Blob(numbers_at + 4 * (len(request.programs) + len(request.groups)))
+    args = [blob.string(text) for text in request.args]
+    env = [blob.string(text) for text in request.env]
+    spans = (
+        (numbers_at, len(request.programs)),
+        (vectors_at, len(args)),
+        (vectors_at + 8 * (len(args) + 1), len(env)),
+        (numbers_at + 4 * len(request.programs), len(request.groups)),
+    )
+    numbers = [*map(blob.string, request.programs), *request.groups]
     text, gid_text = (_map_text(mappings) for mappings in maps)
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
     hostname, cwd = blob.string(base.hostname), blob.string(request.cwd)
     blob.add(b"\0")
+    if blob.offset > lib.MAX_REQUEST:
+        raise launch_error("request", errno.E2BIG, "arguments and environment are too large")
     source_count = sum(source is not None for source in sources) if by_fd else 0
     # In the order of the struct: the initialiser of cffi knows its layout.
     header = ffi.new(
@@ -229,7 +234,7 @@ def encode_start(
         (
             *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
-            *(*spans, groups, (limits_at, len(request.limits)), hostname, cwd),
+            *(*spans, (limits_at, len(request.limits)), hostname, cwd),
             *(request.uid, request.gid, request.umask, source_count),
             *(base.bounding, base.effective, base.permitted, base.inheritable, base.ambient),
         ),
@@ -240,6 +245,7 @@ def encode_start(
             bytes(ffi.buffer(header)),
             table,
             bytes(ffi.buffer(limits)),
+            array("Q", (*args, 0, *env, 0)).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,
         )
@@ -277,22 +283,24 @@ class Child:
     threads may poll it; who gets the lock reads.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, launcher: "Launcher") -> None:
         self.channel = channel
+        self.launcher = launcher
         self.pid: int | None = None
         self.pidfd: int | None = None
         self.created = False
         self.started = False
         self.exit: Exit | None = None
         self.failure: Failure | None = None
-        self.launcher: Launcher | None = None
         self._release: Callable[[], None] = _nothing
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come back in here
         self._users = 0
+        launcher.join()
         self._closed = False
 
     def receive(self) -> bool:
         """Take one report in; False when none is there or none will come any more."""
+        _halt_in_exit()
         with self._lock:
             if self.over or self._closed:
                 return False
@@ -303,8 +311,9 @@ class Child:
             except BlockingIOError:
                 return False
             except ConnectionError:
-                data, control = b"", []
-            _halt_in_exit()
+                # The launcher ended the channel with a command of ours in it, unread. Told once;
+                # what it reported before is next.
+                return True
             self._take(data, int.from_bytes(control[0][2], byteorder) if control else None)
             return True
 
@@ -326,8 +335,7 @@ class Child:
             self.pidfd = above_stdio(fd)
         if report.kind == lib.REPORT_CLONED:
             self.pid = report.pid
-            if self.launcher is not None:
-                self.launcher.meet_guard(report.value)
+            self.launcher.meet_guard(report.value)
         elif report.kind == lib.REPORT_CREATED:
             self.created = True
         elif report.kind == lib.REPORT_STARTED:
@@ -404,6 +412,10 @@ class Child:
         finally:
             self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):  # not interrupted while it was made
+            self.close()
+
     def close(self) -> None:
         """Give the fds back; the launcher kills what still runs."""
         with self._lock:
@@ -415,6 +427,7 @@ class Child:
         if self._users > 0:
             return
         self.channel.close()
+        self.launcher.leave()
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
@@ -439,6 +452,15 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
     if min(ours.fileno(), theirs.fileno()) > 2:
         return ours, theirs
     return tuple(socket.socket(fileno=above_stdio(end.detach())) for end in (ours, theirs))  # type: ignore[return-value]
+
+
+@contextmanager
+def closing_on_error(child: Child) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        child.close()
+        raise
 
 
 def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
@@ -466,14 +488,21 @@ class Launcher:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.socket, theirs = _socket_pair()
-        # Before the first message: the kernel notes a sender only for who has asked for it.
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._guard_pidfd: int | None = None
         self._free: list[int] = []
         self._closed = False
-        self._lock = threading.Lock()
+        self._retired = False
+        self._containers = 0
+        with _fork_lock:
+            self._start()
+
+    def _start(self) -> None:
+        self.socket, theirs = _socket_pair()
+        # Before the first message: the kernel notes a sender only for who has asked for it.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._lock = threading.RLock()
         self._slots = range(0)
+        self._root = os.stat("/")[1:3]
         self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
         with theirs:
             try:
@@ -520,8 +549,10 @@ class Launcher:
             return False
 
     def is_where(self, names: tuple[str, ...]) -> bool:
-        """Whether this process is still in the namespaces that the launcher was started in."""
-        return all(_namespace(name) == self._namespaces[name] for name in names)
+        """Whether this process still is in the root and the namespaces of its launcher."""
+        return os.stat("/")[1:3] == self._root and all(
+            _namespace(name) == self._namespaces[name] for name in names
+        )
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         with self._lock:  # against close(): the number might be somebody else's by then
@@ -562,10 +593,11 @@ class Launcher:
         start = slots[int.from_bytes(os.urandom(4), "little") % len(slots)]
         fields = (lib.REQUEST_LEASE, size + len(path), size, slots.start, len(slots), start)
         header = ffi.new("struct lease *", fields)
-        ours, theirs = _socket_pair()
-        with ours:
-            with theirs:
+        with ExitStack() as stack:
+            with _fork_lock:
+                ours, theirs = map(stack.enter_context, _socket_pair())
                 self.send(bytes(ffi.buffer(header)) + path, [theirs.fileno()])
+                theirs.close()
             data = ours.recv(_REPORT_SIZE)
         if len(data) != _REPORT_SIZE:
             raise _Gone
@@ -581,35 +613,54 @@ class Launcher:
 
     def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
         """Send one request; the answer comes by the Child's reports."""
-        ours, theirs = _socket_pair()
+        fds = list(stdio)
         memfd = -1
+        if len(request) > lib.MAX_INLINE:
+            memfd = _seal_request(request)
+            fds.insert(0, memfd)
+            request = _say_memfd(request)
+        first = _FDS_PER_MESSAGE - len(fds) - 1
         try:
-            with theirs:
-                fds = [theirs.fileno()]
-                if len(request) > lib.MAX_INLINE:
-                    memfd = _seal_request(request)
-                    fds.append(memfd)
-                    request = _say_memfd(request)
-                fds += stdio
-                first = _FDS_PER_MESSAGE - len(fds)
-                # What does not fit waits on the channel before the launcher looks for it.
-                for i in range(first, len(sources), _FDS_PER_MESSAGE):
-                    send_fds(ours, b"\0", sources[i : i + _FDS_PER_MESSAGE])
-                self.send(request, [*fds, *sources[:first]])
-            return Child(ours)
-        except BaseException:
-            ours.close()
-            raise
+            with _fork_lock:
+                ours, theirs = _socket_pair()
+                child = Child(ours, self)
+                with closing_on_error(child), theirs:
+                    # What does not fit waits on the channel before the launcher looks for it.
+                    for i in range(first, len(sources), _FDS_PER_MESSAGE):
+                        send_fds(ours, b"\0", sources[i : i + _FDS_PER_MESSAGE])
+                    self.send(request, [theirs.fileno(), *fds, *sources[:first]])
+            return child
         finally:
             if memfd >= 0:
                 os.close(memfd)
 
+    def join(self) -> None:
+        """One more container of it."""
+        with self._lock:
+            self._containers += 1
+
+    def leave(self) -> None:
+        """One container less, whose channel is closed."""
+        with self._lock:
+            self._containers -= 1
+            last = self._retired and self._containers == 0
+        if last:
+            self.close()
+
+    def retire(self) -> None:
+        """Close it once it has no container: closing would end those that it has."""
+        with self._lock:
+            self._retired = True
+            last = self._containers == 0
+        if last:
+            self.close()
+
     def close(self) -> None:
-        """Stop asking it: with its last container it ends by itself. In a fork of its caller, only
-        give the fork's copies of the fds back.
+        """Close its socket, which ends it. In a fork of its caller, only give the fork's copies of
+        the fds back.
         """
         if self.owner != os.getpid():
-            self._lock = threading.Lock()  # another thread of the parent may have held it
+            self._lock = threading.RLock()  # another thread of the parent may have held it
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -622,26 +673,26 @@ class Launcher:
                 self._guard_pidfd = above_stdio(os.pidfd_open(pid))
 
     def _close(self) -> None:
-        pidfds = [fd for fd in (self.pidfd, self._guard_pidfd) if fd is not None and _is_pidfd(fd)]
-        if self.owner == os.getpid() and self.pidfd in pidfds and wait_readable(self.pidfd, 0):
-            # To a caller that is PID 1 or a subreaper they are children after all.
-            for fd in pidfds:
-                wait_readable(fd, _EXIT_PATIENCE)
-                with suppress(ChildProcessError):
-                    os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG | _WALL)
-        for fd in pidfds:
-            os.close(fd)
         if self._has_socket():
             self.socket.close()
         else:
             self.socket.detach()  # a number that is somebody else's by now
+        for fd in (self.pidfd, self._guard_pidfd):
+            if fd is not None and _is_pidfd(fd):
+                if self.owner == os.getpid():
+                    _reap_adopted(fd)
+                os.close(fd)
 
     def end(self) -> None:
         """Close it and wait until every container of it is gone."""
-        if self.is_ours():
+        with self._lock:
+            if self._closed or not self.is_ours():
+                return
             self.socket.shutdown(socket.SHUT_RDWR)
-            wait_readable(self.pidfd, _EXIT_PATIENCE)
-            self.close()
+            pidfd = os.dup(self.pidfd)  # another thread may close it meanwhile
+        wait_readable(pidfd, _EXIT_PATIENCE)
+        os.close(pidfd)
+        self.close()
 
 
 def _say_memfd(request: bytes) -> bytes:
@@ -709,11 +760,26 @@ def _private_file(image: bytes) -> int:
 
 def _left_namespaces() -> int:
     """CLONE_NEW* of the namespaces in which this thread is not where its process is."""
+    for process in ("self", "thread-self"):
+        # Missing after unshare(CLONE_NEWPID), until there is a first child.
+        if not os.path.exists(path := f"/proc/{process}/ns/pid_for_children") or (
+            os.readlink(path) != _namespace("pid")
+        ):
+            raise OSError(errno.EINVAL, "children of this thread go into another PID namespace")
     left = 0
     for name, flag in _THREAD_NAMESPACES.items():
         if os.readlink(f"/proc/self/ns/{name}") != os.readlink(f"/proc/thread-self/ns/{name}"):
             left |= flag
     return left
+
+
+def _reap_adopted(pidfd: int) -> None:
+    """To a caller that is PID 1 or a subreaper the launcher is a child after all, once it ends."""
+    options = os.WEXITED | os.WNOHANG | _WALL
+    with suppress(ChildProcessError):
+        if os.waitid(os.P_PIDFD, pidfd, options) is None:
+            wait_readable(pidfd, _EXIT_PATIENCE)
+            os.waitid(os.P_PIDFD, pidfd, options)
 
 
 def _is_pidfd(fd: int) -> bool:
@@ -746,22 +812,31 @@ def _get(namespaces: tuple[str, ...] = ()) -> Launcher:
 
 
 def _drop(launcher: Launcher) -> None:
+    """Ask it no more; it goes when the last of its containers does."""
     global _current  # noqa: PLW0603
     with _lock:
         if _current is launcher:
             _current = None
-        launcher.close()
+    launcher.retire()
 
 
 def _forget_in_fork() -> None:
-    global _current, _lock  # noqa: PLW0603
+    global _current, _fork_lock, _lock  # noqa: PLW0603
     _lock = threading.RLock()  # another thread of the parent may have held it
+    _fork_lock = threading.RLock()
     if _current is not None:
         _current.close()  # our copy of the parent's: its end must be the parent's end
         _current = None
 
 
-os.register_at_fork(after_in_child=_forget_in_fork)
+# A fork in the middle of a start would keep a copy of the launcher's end of a socket: the end of
+# the launcher would then never be seen.
+_fork_lock = threading.RLock()
+os.register_at_fork(
+    before=lambda: _fork_lock.acquire(),  # noqa: PLW0108 - the one of that moment
+    after_in_parent=lambda: _fork_lock.release(),  # noqa: PLW0108
+    after_in_child=_forget_in_fork,
+)
 
 
 @atexit.register
@@ -783,8 +858,7 @@ def _halt_in_exit() -> None:
 
 def replace_launcher(child: Child) -> None:
     """Have the next start ask another launcher than this child's."""
-    if child.launcher is not None:
-        _drop(child.launcher)
+    _drop(child.launcher)
 
 
 def launcher_pid() -> int:
@@ -819,7 +893,6 @@ def _attempt(
     except BaseException:
         release()
         raise
-    child.launcher = launcher
     child.on_end(release)
     if request.flags & StartFlag.QUIET:
         return child
@@ -842,8 +915,9 @@ def _give_pipes(pipes: Sequence[int], request: StartRequest, maps: Maps) -> None
         _ids.to_host(id, each) for id, each in zip((request.uid, request.gid), maps, strict=True)
     )
     if uid or gid:
-        for fd in pipes:
-            os.fchown(fd, uid, gid)
+        with suppress(PermissionError):  # a root caller without CAP_CHOWN
+            for fd in pipes:
+                os.fchown(fd, uid, gid)
 
 
 def _nothing() -> None:

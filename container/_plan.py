@@ -15,6 +15,8 @@ from container._capabilities import to_mask
 from container._config import Config, HostRoot, IDMapping, Namespaces, Process, parse_user
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._launcher import (
+    MAX_ROWS,
+    MAX_SOURCES,
     Base,
     Child,
     Failure,
@@ -118,8 +120,12 @@ class Plan:
 
 def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
     """Plan a start; ``flags``: GATE to stop before the program, QUIET."""
+    try:
+        user_namespace = os.readlink("/proc/self/ns/user")
+    except OSError as error:
+        raise launch_error("launcher", error.errno, "needs /proc", error.filename) from error
     foundation = _lay_foundation(
-        config, os.geteuid(), os.getegid(), os.readlink("/proc/self/ns/user"), _cwd_for(config)
+        config, os.geteuid(), os.getegid(), user_namespace, _cwd_for(config)
     )
     identity = foundation.identity
     uid, gid, groups = _ids_of(process, identity)
@@ -163,6 +169,9 @@ def _lay_foundation(
         replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
         for row in plan_rows(config, host_layout(euid), around)
     ]
+    for count, most in ((len(rows), MAX_ROWS), (sum(row.opened for row in rows), MAX_SOURCES)):
+        if count > most:
+            raise ConfigError(f"too many: {count} mounts and files, at most {most}", field="mounts")
     capabilities = config.capabilities
     base = Base(
         clone_flags=namespaces.clone_flags(),

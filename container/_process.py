@@ -80,6 +80,9 @@ class Conversation:
         except BaseException:
             child.kill()
             raise
+        finally:
+            while fds:
+                os.close(fds.popitem()[1])
         child.close()
         return self.conclude(child, captures, None if in_time else timeout)
 

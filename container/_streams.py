@@ -29,6 +29,9 @@ class Stdio:
         while self._close:
             os.close(self._close.pop())
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self.close_child_ends()
         while self.ours:

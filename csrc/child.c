@@ -32,7 +32,7 @@ static long close_all_but(const int *keep, uint32_t count)
     return result < 0 ? result : sys(NR_CLOSE_RANGE, from, ~0u, 0);
 }
 
-static long drop_foreign_fds(const struct child *child)
+static long close_all_but_own(const struct child *child)
 {
     int keep[STDIO_COUNT + 1] = {child->sync};
     for (uint32_t i = 0; i < STDIO_COUNT; i++) {
@@ -68,7 +68,7 @@ static long await_launcher(struct child *child)
     uint8_t byte;
     long result = die_with_launcher(child);
     if (result == 0)
-        result = drop_foreign_fds(child);
+        result = close_all_but_own(child);
     while (result == 0) {
         result = receive_message(child->sync, &byte, 1, 0, &message);
         if (result < 0)
@@ -162,7 +162,10 @@ static long enter_root(struct child *child)
         if (result == 0)
             result = sys(__NR_umount2, ".", MNT_DETACH);
     }
-    return result < 0 ? result : sys(__NR_chdir, "/");
+    if (result == 0)
+        result = sys(__NR_chdir, "/");
+    /* The fds of the mounts have served: fewer to hold at the gate, and under RLIMIT_NOFILE. */
+    return result < 0 ? result : close_all_but_own(child);
 }
 
 static void wait_for_ever(void *unused)
@@ -316,17 +319,13 @@ static long place_fds(struct child *child)
     return sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
 }
 
-static long make_strings(const struct child *child, struct span span, const char ***ret_strings)
+/* In place: memory of our own would stay with a launcher that shares its own with us. */
+static const char **make_vector(const struct child *child, struct span span)
 {
-    const uint32_t *offsets = span_at(child->request->bytes, span);
-    long memory = sys(__NR_mmap, 0, (span.count + 1) * sizeof(char *), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory < 0 && memory > -4096)
-        return memory;
-    *ret_strings = (const char **)memory; /* zeroed: the last one is NULL */
+    uint64_t *slots = (uint64_t *)(child->request->bytes + span.offset);
     for (uint32_t i = 0; i < span.count; i++)
-        (*ret_strings)[i] = text(child, offsets[i]);
-    return 0;
+        slots[i] = (uint64_t)(uintptr_t)text(child, (uint32_t)slots[i]);
+    return (const char **)slots;
 }
 
 /* Try the candidates as execvpe does: on to the next where one is absent or forbidden, and
@@ -353,13 +352,10 @@ static long execute_any(struct child *child, const char **args, const char **env
 
 static long execute(struct child *child)
 {
-    const char **args, **env;
+    const char **args = make_vector(child, child->start->args);
+    const char **env = make_vector(child, child->start->env);
     uint64_t no_signals = 0;
-    long result = make_strings(child, child->start->args, &args);
-    if (result == 0)
-        result = make_strings(child, child->start->env, &env);
-    if (result == 0)
-        result = sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
+    long result = sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
     return result < 0 ? result : execute_any(child, args, env);
 }
 

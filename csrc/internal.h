@@ -8,7 +8,7 @@
 /* The fds that the caller leaves to the launcher; 0 to 2 are /dev/null. */
 enum { FD_CALLER = 3, FD_CALLER_PIDFD = 4, FD_CALLER_STATUS = 5, FD_FIRST_FREE = 6 };
 
-enum { STDIO_COUNT = 3, MAX_SOURCES = 1000, STACK_SIZE = 32768, SMALL_STACK = 4096 };
+enum { STDIO_COUNT = 3, STACK_SIZE = 32768, SMALL_STACK = 4096 };
 
 /* Where a child is. In memory that it shares with the launcher: a plain store gets through even
  * where a filter refuses write(2), and outlives the child. */
@@ -31,11 +31,12 @@ struct request {
     uint32_t source_count;
 };
 
+enum { MOST_FDS = 253 }; /* SCM_MAX_FD */
+
 struct message {
     size_t size;
-    int fds[MAX_FDS];
+    int fds[MOST_FDS];
     uint32_t fd_count;
-    int cut;        /* there were more fds than that */
     int32_t sender; /* pid; 0: not told */
 };
 

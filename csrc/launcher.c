@@ -190,6 +190,13 @@ static long start_guard(void)
     return result < 0 ? result : 0;
 }
 
+/* Without us it would be the child of whoever adopts it. */
+static void dismiss_guard(void)
+{
+    (void)sys(__NR_kill, launcher.guard, SIGKILL); /* it lives: we have not waited */
+    (void)sys(__NR_wait4, launcher.guard, 0, WALL, 0);
+}
+
 static void reset_signals(void)
 {
     struct sigaction_record standard = {0, 0, 0, 0};
@@ -240,5 +247,6 @@ _Noreturn void launcher_main(void)
         else if (count != -EINTR)
             exit_process(1); /* children die with us */
     }
+    dismiss_guard();
     exit_process(0);
 }

@@ -80,7 +80,14 @@ enum row_flag {
     ROW_NEW_TARGET = 1u << 8      /* the target is one new name in a mount of our own making */
 };
 
-enum limits { MAX_ROWS = 2048, MAX_FDS = 250, MAX_REQUEST = 16777216, MAX_INLINE = 131072 };
+enum limits {
+    MAX_ROWS = 2048,
+    MAX_SOURCES = 1000,
+    MAX_FDS = 250, /* in one message */
+    MAX_REQUEST = 16777216,
+    MAX_INLINE = 131072, /* larger requests come in a memfd */
+    MAX_SLOT = 65535
+};
 
 struct span {
     uint32_t offset;
@@ -121,8 +128,8 @@ struct start {
     struct span gid_map;
     struct span rows;     /* struct row */
     struct span programs; /* uint32_t strings: candidates for execve, in order */
-    struct span args;     /* uint32_t strings */
-    struct span env;      /* uint32_t strings */
+    struct span args;     /* uint64_t strings, and a 0 behind the last: become pointers in place */
+    struct span env;      /* likewise */
     struct span groups;   /* uint32_t */
     struct span rlimits;  /* struct limit */
     uint32_t hostname;    /* string, "" leaves it */

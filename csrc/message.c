@@ -2,14 +2,12 @@
 /* SOCK_SEQPACKET messages with file descriptors, both ways. */
 #include "internal.h"
 
-/* Room for the fds and the credentials. The kernel passes up to 253 fds in a message: rounding must
- * not make room for more than MAX_FDS of them, hence the check in read_control(). */
-enum { CONTROL_SIZE = 2 * sizeof(struct cmsghdr) + 32 + (MAX_FDS + 1) * sizeof(int) };
-
-static size_t align_control(size_t size)
-{
-    return (size + sizeof(size_t) - 1) & ~(sizeof(size_t) - 1);
-}
+/* Exactly what the kernel can pass in one message (SCM_MAX_FD), and the credentials. */
+#define ALIGNED(size) (((size) + sizeof(size_t) - 1) / sizeof(size_t) * sizeof(size_t))
+enum {
+    RIGHTS_SIZE = ALIGNED(sizeof(struct cmsghdr) + MOST_FDS * sizeof(int)),
+    CONTROL_SIZE = RIGHTS_SIZE + ALIGNED(sizeof(struct cmsghdr) + sizeof(struct ucred))
+};
 
 void close_fds(int *fds, uint32_t count)
 {
@@ -20,16 +18,6 @@ void close_fds(int *fds, uint32_t count)
     }
 }
 
-static void take_fds(struct message *message, const int *fds, uint32_t count)
-{
-    message->fd_count = count < MAX_FDS ? count : MAX_FDS;
-    memcpy(message->fds, fds, message->fd_count * sizeof *fds);
-    for (uint32_t i = MAX_FDS; i < count; i++) {
-        message->cut = 1;
-        (void)close_fd(fds[i]); /* nobody will know of it */
-    }
-}
-
 /* The kernel writes the control data: its lengths can be believed. */
 static void read_control(const uint8_t *control, size_t size, struct message *message)
 {
@@ -37,12 +25,14 @@ static void read_control(const uint8_t *control, size_t size, struct message *me
     while (at + sizeof(struct cmsghdr) <= size) {
         const struct cmsghdr *header = (const struct cmsghdr *)(control + at);
         size_t length = header->length - sizeof *header;
-        if (header->level == SOL_SOCKET && header->type == SCM_RIGHTS) {
-            take_fds(message, (const int *)(header + 1), (uint32_t)(length / sizeof(int)));
+        if (header->level == SOL_SOCKET && header->type == SCM_RIGHTS &&
+            length <= sizeof message->fds) {
+            message->fd_count = (uint32_t)(length / sizeof(int));
+            memcpy(message->fds, header + 1, message->fd_count * sizeof(int));
         } else if (header->level == SOL_SOCKET && header->type == SCM_CREDENTIALS) {
             message->sender = ((const struct ucred *)(header + 1))->pid;
         }
-        at += align_control(header->length);
+        at += ALIGNED(header->length);
     }
 }
 
@@ -56,7 +46,6 @@ long receive_message(int socket, void *buffer, size_t size, int flags, struct me
         .iov = &iov, .iov_count = 1, .control = control, .control_length = sizeof control - 32};
     long result;
     message->fd_count = 0;
-    message->cut = 0;
     message->sender = 0;
     message->size = 0;
     do
@@ -68,7 +57,7 @@ long receive_message(int socket, void *buffer, size_t size, int flags, struct me
     if (result == 0 && message->fd_count == 0)
         return -EPIPE;
     message->size = (size_t)result;
-    if (!message->cut && (header.flags & (MSG_CTRUNC | MSG_TRUNC)) == 0)
+    if ((header.flags & (MSG_CTRUNC | MSG_TRUNC)) == 0)
         return 0;
     if (message->fd_count > 1)
         close_fds(message->fds + 1, message->fd_count - 1);
@@ -91,7 +80,7 @@ long send_message(int socket, const void *data, size_t size, const int *fds, uin
         rights->type = SCM_RIGHTS;
         memcpy(rights + 1, fds, fd_count * sizeof(int));
         header.control = control;
-        header.control_length = align_control(rights->length);
+        header.control_length = ALIGNED(rights->length);
     }
     do
         result = sys(__NR_sendmsg, socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -28,6 +28,19 @@ static int strings_fit(const uint8_t *bytes, struct span span, size_t size)
     return 1;
 }
 
+/* What execve takes: room for pointers, and an end. */
+static int vector_fits(const uint8_t *bytes, struct span span, size_t size)
+{
+    const uint64_t *offsets = span_at(bytes, span);
+    struct span whole = {span.offset, span.count + 1};
+    if (whole.count == 0 || !span_fits(whole, sizeof *offsets, sizeof *offsets, size))
+        return 0;
+    for (uint32_t i = 0; i < span.count; i++)
+        if (offsets[i] >= size)
+            return 0;
+    return offsets[span.count] == 0;
+}
+
 static int makes_mount(uint32_t op)
 {
     return op == ROW_BIND || op == ROW_MOUNT;
@@ -104,8 +117,8 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!string_fits(start->hostname, size) || !string_fits(start->cwd, size))
         return -EINVAL;
-    if (!strings_fit(bytes, start->programs, size) || !strings_fit(bytes, start->args, size) ||
-        !strings_fit(bytes, start->env, size))
+    if (!strings_fit(bytes, start->programs, size) || !vector_fits(bytes, start->args, size) ||
+        !vector_fits(bytes, start->env, size))
         return -EINVAL;
     return check_rows(start, bytes, size);
 }
@@ -114,10 +127,11 @@ long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size)
 {
     if (size < sizeof *lease || lease->size != size || !has_end(bytes, size))
         return -EINVAL;
-    if (!string_fits(lease->path, size) || lease->count == 0 || lease->count > 0xffff)
+    if (!string_fits(lease->path, size) || lease->count == 0)
         return -EINVAL;
-    if (lease->first > 0xffff || lease->start < lease->first ||
-        lease->start - lease->first >= lease->count)
+    if (lease->first > MAX_SLOT || lease->count > MAX_SLOT + 1 - lease->first)
+        return -EINVAL;
+    if (lease->start < lease->first || lease->start - lease->first >= lease->count)
         return -EINVAL;
     return 0;
 }

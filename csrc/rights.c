@@ -45,6 +45,8 @@ long check_rights(int sender)
     size = sys(__NR_pread64, FD_CALLER_STATUS, launcher.status, STATUS_SIZE, 0);
     if (size < 0)
         return size;
+    if (size == STATUS_SIZE) /* cut: its end would not be compared */
+        return -E2BIG;
     size = (long)extract_rights(launcher.status, (size_t)size);
     if ((size_t)size == launcher.rights_size &&
         memcmp(launcher.status, launcher.rights, launcher.rights_size) == 0)
@@ -67,17 +69,20 @@ static void bound_capabilities(const struct capability_data *data)
 static long take_rights_of_caller(void)
 {
     struct capability_header header = {CAPABILITY_VERSION_3, launcher.caller};
-    struct capability_data data[2];
+    struct capability_data data[2], own[2];
     long uid = sys(__NR_geteuid, 0), gid = sys(__NR_getegid, 0);
     long result = sys(__NR_capget, &header, data);
+    header.pid = 0;
+    if (result == 0)
+        result = sys(__NR_capget, &header, own);
     if (result < 0)
         return result;
     for (int half = 0; half < 2; half++) {
+        data[half].effective &= own[half].permitted; /* its bounding set may have less */
         data[half].permitted = data[half].effective;
         data[half].inheritable = 0;
     }
     bound_capabilities(data);
-    header.pid = 0;
     result = sys(__NR_setresgid, gid, gid, gid);
     if (result == 0)
         result = sys(__NR_setresuid, uid, uid, uid);
@@ -107,6 +112,8 @@ long remember_rights(void)
         result = receive_message(FD_CALLER, launcher.rights, STATUS_SIZE, 0, &launcher.message);
     if (result == 0 && launcher.message.sender != launcher.caller)
         result = -EPERM; /* SO_PASSCRED was set before it was sent */
+    if (result == 0 && launcher.message.size == STATUS_SIZE)
+        result = -E2BIG; /* cut: its end would not be compared */
     if (result < 0)
         return result;
     launcher.rights_size = extract_rights(launcher.rights, launcher.message.size);
