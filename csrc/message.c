@@ -43,7 +43,7 @@ long receive_message(int socket, void *buffer, size_t size, int flags, struct me
     _Alignas(8) uint8_t control[CONTROL_SIZE];
     struct iovec iov = {buffer, size};
     struct msghdr header = {
-        .iov = &iov, .iov_count = 1, .control = control, .control_length = sizeof control - 32};
+        .iov = &iov, .iov_count = 1, .control = control, .control_length = sizeof control};
     long result;
     message->fd_count = 0;
     message->sender = 0;

@@ -48,7 +48,7 @@ def test_a_capture_keeps_its_end_of_the_output_and_counts_the_rest(
 def test_the_memory_of_a_capture_is_bounded_however_small_the_pieces(
     keep: Keep, size: int
 ) -> None:
-    limit = 1 << 18
+    limit = 1 << 16
     chunk = bytes(size)
     tracemalloc.start()
     try:
