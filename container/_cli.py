@@ -27,7 +27,7 @@ from typing import IO, Any, NoReturn
 from container import __version__
 from container._config import DEVNULL, PIPE, STDOUT, Config, Process, parse_duration
 from container._container import Container
-from container._errors import ContainerError, LaunchError, UnsupportedError, printable
+from container._errors import ContainerError, LaunchError, UnsupportedError
 from container._oneshot import parse_bind
 
 _TIMED_OUT = 124
@@ -36,7 +36,7 @@ _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
 _SIGNALLED = 128
 
-_OUTPUT_CHUNK = 1 << 16
+_OUTPUT_CHUNK = 1 << 14
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
@@ -339,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str) -> None:
     with suppress(OSError):
-        os.write(2, f"container: error: {printable(message)}\n".encode(errors="backslashreplace"))
+        os.write(2, f"container: error: {message}\n".encode(errors="backslashreplace"))
 
 
 def _status_of(error: Exception) -> int:

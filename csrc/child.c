@@ -339,8 +339,11 @@ static long execute_any(struct child *child, const char **args, const char **env
         long error = sys(__NR_execve, program, args, env);
         /* ENOENT for a file that is there: its interpreter is missing. */
         int found = error == -ENOENT && sys(__NR_faccessat, AT_FDCWD, program, 0) == 0;
-        if (!found && (error == -ENOENT || error == -ENOTDIR))
+        if (!found && (error == -ENOENT || error == -ENOTDIR)) {
+            if (child->start->programs.count == 1) /* asked for by its path */
+                told = error;
             continue;
+        }
         told = error;
         child->progress->row = (int32_t)i;
         child->progress->value = found;

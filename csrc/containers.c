@@ -99,7 +99,7 @@ void handle_channel(struct container *container)
     long result = receive_message(container->channel, &command, sizeof command, MSG_DONTWAIT,
                                   &launcher.message);
     close_fds(launcher.message.fds, launcher.message.fd_count); /* no command has any */
-    if (result == -EAGAIN)
+    if (result == -EAGAIN || result == -E2BIG) /* nothing, or nothing that we know */
         return;
     if (result < 0) { /* nobody holds the other end any more */
         close_watched(&container->channel);
@@ -151,6 +151,7 @@ void handle_children(void)
             if (container->phase == PHASE_FREE || container->pid != pid)
                 continue;
             settle_start(container);
+            close_fds(&container->pidfd, 1); /* before anybody is told and looks at our fds */
             report_exit(container, status, &usage);
             free_container(container);
         }
