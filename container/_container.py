@@ -137,9 +137,9 @@ class Container:
 
     def _open_streams(self, stdio: Stdio) -> None:
         for name in NAMES:
-            fd = stdio.ours.pop(name, None)
-            if fd is not None:
-                setattr(self, name, os.fdopen(fd, "wb" if name == "stdin" else "rb"))
+            if name in stdio.ours:
+                setattr(self, name, os.fdopen(stdio.ours[name], "wb" if name == "stdin" else "rb"))
+                del stdio.ours[name]  # the file object's now
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):

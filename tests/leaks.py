@@ -32,6 +32,7 @@ from functools import partial
 from typing import NamedTuple
 
 LAUNCHER = "container-launcher"[:15]
+GUARD = "container-guard"
 """Name of a launcher's process, as long as the kernel keeps it (TASK_COMM_LEN)."""
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
@@ -416,7 +417,12 @@ class Guard:
         found = self._suspects.among(table)
         launchers = {(each.pid, each.start) for each in own_launchers(table)}
         if replaced_launcher and len(launchers) == len(self._launchers):
-            return {key: text for key, text in found.items() if key not in launchers}
+            guards = {
+                (each.pid, each.start)
+                for each in table.values()
+                if each.name == GUARD and each.parent in {pid for pid, _ in launchers}
+            }
+            return {key: text for key, text in found.items() if key not in launchers | guards}
         for pid, start in self._launchers - launchers:
             found["gone", pid, start] = f"gone: process {pid}: {LAUNCHER}"
         return found
