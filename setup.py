@@ -12,8 +12,16 @@ from setuptools.command.build_ext import build_ext
 LAUNCHER_SOURCES = [
     f"csrc/{name}.c"
     for name in (
-        "child", "containers", "filesystem", "launcher", "message", "prepare", "request", "rights",
-        "runtime", "start",
+        "child",
+        "containers",
+        "filesystem",
+        "launcher",
+        "message",
+        "prepare",
+        "request",
+        "rights",
+        "runtime",
+        "start",
     )
 ]
 # The launcher's own flags: nothing of the interpreter's (its -fPIC, -g, LTO) fits a program
@@ -27,8 +35,10 @@ LAUNCHER_FLAGS = shlex.split(
 
 
 def c_compiler() -> list[str]:
-    """The C compiler without the flags that the interpreter adds to it."""
-    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    """The C compiler: as CC says, or the interpreter's without the flags that it comes with."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    command = shlex.split(sysconfig.get_config_var("CC") or "cc")
     return [word for word in command if not word.startswith("-")]
 
 

@@ -131,7 +131,7 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
     uid, gid, groups = _ids_of(process, identity)
     env = _environment(process, uid)
     flags |= foundation.base.flags
-    if _may_share_memory(flags, foundation.base.clone_flags):
+    if identity.maps is None and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = StartRequest(
         base=foundation.base,
@@ -193,7 +193,8 @@ def _kept(namespaces: Namespaces) -> list[str]:
 
 
 def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
-    # Worth 200 us of a start. Not where the child waits long, nor where it has to be dumpable for
+    # Worth 200 us of a start. For leased ids only: with fs.suid_dumpable=1 a change of ids makes
+    # the memory dumpable for a moment, and others might have given ids. Not where the child waits long, nor where it has to be dumpable for
     # a moment, which is a property of the memory; nor with a time namespace, which a process that
     # shares memory cannot enter before Linux 6.3.
     unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS

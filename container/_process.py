@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from signal import SIGKILL
 from time import monotonic
 from typing import IO, Any, Literal, Self
 
 from container._config import Result, StrPath, Usage, parse_duration, parse_signal
 from container._errors import ContainerTimeoutError, StateError, publish
-from container._launcher import Child
+from container._launcher import Child, Exit
 from container._streams import Capture, Exchange
 
 
@@ -91,6 +92,8 @@ class Conversation:
     ) -> Result | None:
         """The result of a child that is over; an error where it timed out or was lost."""
         end = child.exit
+        if timed_out is not None and child.failure is not None and not child.failure.errno:
+            end = Exit(-SIGKILL)  # by us, before its program ran
         if end is None or child.must_retry():
             return None
         if end.lost:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Standard streams: the child's ends, ours, and the exchange between them, without threads."""
 
+import fcntl
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from select import POLLIN, POLLOUT, poll
@@ -67,9 +69,13 @@ def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
         return stdio.child[1]
     try:
         fd = number if wanted is None else wanted if isinstance(wanted, int) else wanted.fileno()
-        os.fstat(fd)
+        directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        path_only = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
     except (OSError, ValueError) as error:
         raise ConfigError(f"is not an open file: {error}", field=name) from None
+    if directory or path_only:
+        # A way to the host's files, from /proc/self/fd on.
+        raise ConfigError("must not be a directory or an O_PATH file descriptor", field=name)
     return fd
 
 

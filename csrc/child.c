@@ -177,7 +177,8 @@ static void wait_for_ever(void *unused)
 
 /* A copy of a mount namespace that belongs to a lesser user namespace has every flag locked, for
  * us too. So: let a helper make such a copy, and move into it. With CAP_SYS_ADMIN a container
- * could otherwise take "read-only" and "nodev" off again. */
+ * could otherwise take "read-only" and "nodev" off again. The price: the helper's user namespace
+ * belongs to the container's root, whose every process has all capabilities over the mounts. */
 static long lock_mounts(struct child *child)
 {
     int helper_fd = -1;

@@ -146,6 +146,8 @@ void handle_children(void)
         long pid = sys(__NR_wait4, -1, &status, WNOHANG | WALL, &usage);
         if (pid <= 0)
             return;
+        if (pid == launcher.guard) /* somebody killed it */
+            launcher.guard = start_guard() < 0 ? 0 : launcher.guard;
         for (uint32_t i = 0; i < launcher.highest; i++) {
             struct container *container = &launcher.containers[i];
             if (container->phase == PHASE_FREE || container->pid != pid)

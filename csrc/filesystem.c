@@ -154,7 +154,7 @@ static long open_source(struct filesystem *fs, const struct row *row)
     if (tree < 0)
         return tree;
     result = row->flags & (ROW_CHECK_INODE | ROW_CHECK_DEVICE) ? check_source(row, (int)tree) : 0;
-    if (result == 0 && row->flags & ROW_RECURSIVE) /* the others are device nodes */
+    if (result == 0 && (row->attributes != 0 || row->flags & ROW_RECURSIVE)) /* else a device */
         result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
     if (result < 0)
         (void)close_fd((int)tree);

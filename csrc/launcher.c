@@ -177,14 +177,17 @@ static void guard_containers(void *unused)
     exit_process(0);
 }
 
-static long start_guard(void)
+long start_guard(void)
 {
     static _Alignas(16) uint8_t stack[SMALL_STACK];
     struct clone_args args = {.flags = CLONE_VM | CLONE_FILES};
-    long result = sys(NR_PIDFD_OPEN, sys(__NR_getpid, 0), 0);
-    if (result < 0)
-        return result;
-    launcher.own_pidfd = (int)result;
+    long result;
+    if (launcher.own_pidfd == 0) {
+        result = sys(NR_PIDFD_OPEN, sys(__NR_getpid, 0), 0);
+        if (result < 0)
+            return result;
+        launcher.own_pidfd = (int)result;
+    }
     result = clone_onto(&args, stack, sizeof stack, guard_containers, NULL);
     launcher.guard = (int)result;
     return result < 0 ? result : 0;
@@ -193,6 +196,8 @@ static long start_guard(void)
 /* Without us it would be the child of whoever adopts it. */
 static void dismiss_guard(void)
 {
+    if (launcher.guard <= 0)
+        return;
     (void)sys(__NR_kill, launcher.guard, SIGKILL); /* it lives: we have not waited */
     (void)sys(__NR_wait4, launcher.guard, 0, WALL, 0);
 }

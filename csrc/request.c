@@ -41,6 +41,13 @@ static int vector_fits(const uint8_t *bytes, struct span span, size_t size)
     return offsets[span.count] == 0;
 }
 
+/* They are rewritten one after the other. */
+static int vectors_overlap(struct span a, struct span b)
+{
+    return a.offset < b.offset + 8 * ((size_t)b.count + 1) &&
+           b.offset < a.offset + 8 * ((size_t)a.count + 1);
+}
+
 static int makes_mount(uint32_t op)
 {
     return op == ROW_BIND || op == ROW_MOUNT;
@@ -118,7 +125,7 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
     if (!string_fits(start->hostname, size) || !string_fits(start->cwd, size))
         return -EINVAL;
     if (!strings_fit(bytes, start->programs, size) || !vector_fits(bytes, start->args, size) ||
-        !vector_fits(bytes, start->env, size))
+        !vector_fits(bytes, start->env, size) || vectors_overlap(start->args, start->env))
         return -EINVAL;
     return check_rows(start, bytes, size);
 }

@@ -10,6 +10,7 @@ static struct arena *take_arena(void)
     long memory;
     if (arena != NULL) {
         launcher.free_arenas = arena->next;
+        launcher.free_arena_count--;
         return arena;
     }
     memory =
@@ -22,8 +23,13 @@ void release_arena(struct arena *arena)
     if (arena->request.mapped > 0)
         (void)sys(__NR_munmap, arena->request.bytes, arena->request.mapped); /* ours, and whole */
     arena->request.mapped = 0;
+    if (launcher.free_arena_count >= KEPT_ARENAS) {
+        (void)sys(__NR_munmap, arena, sizeof *arena); /* as above */
+        return;
+    }
     arena->next = launcher.free_arenas;
     launcher.free_arenas = arena;
+    launcher.free_arena_count++;
 }
 
 static long clone_child(struct container *container)

@@ -4,7 +4,7 @@
 #define CONTAINER_STATE_H
 #include "internal.h"
 
-enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536 };
+enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536, KEPT_ARENAS = 8 };
 
 enum phase { PHASE_FREE, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
 
@@ -35,6 +35,7 @@ struct launcher {
     uint8_t rights[STATUS_SIZE];
     uint8_t status[STATUS_SIZE];
     struct arena *free_arenas;
+    uint32_t free_arena_count;
     struct message message;
     _Alignas(8) uint8_t buffer[MAX_INLINE];
 };
@@ -43,6 +44,7 @@ extern struct launcher launcher;
 
 /* launcher.c */
 long watch(int fd, enum event event, uint32_t slot);
+long start_guard(void);
 
 /* rights.c */
 long remember_rights(void);

@@ -31,7 +31,6 @@ enum {
     EINTR = 4,
     EIO = 5,
     E2BIG = 7,
-    EBADF = 9,
     EAGAIN = 11,
     ENOMEM = 12,
     EACCES = 13,
@@ -40,23 +39,14 @@ enum {
     ENODEV = 19,
     ENOTDIR = 20,
     EINVAL = 22,
-    EMFILE = 24,
     EPIPE = 32,
-    ELOOP = 40,
     ENOSYS = 38,
-    EPROTO = 71,
-    ESTALE = 116,
-    ECANCELED = 125
+    ESTALE = 116
 };
 
-enum { SIGKILL = 9, SIGCHLD = 17, SIGSTOP = 19, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
+enum { SIGKILL = 9, SIGCHLD = 17, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
 
-enum {
-    AT_FDCWD = -100,
-    AT_EMPTY_PATH = 0x1000,
-    AT_RECURSIVE = 0x8000,
-    AT_SYMLINK_NOFOLLOW = 0x100
-};
+enum { AT_FDCWD = -100, AT_EMPTY_PATH = 0x1000, AT_RECURSIVE = 0x8000 };
 
 enum {
     O_RDONLY = 0,
@@ -113,7 +103,6 @@ enum {
     PR_SET_DUMPABLE = 4,
     PR_SET_KEEPCAPS = 8,
     PR_SET_NAME = 15,
-    PR_CAPBSET_READ = 23,
     PR_CAPBSET_DROP = 24,
     PR_SET_NO_NEW_PRIVS = 38,
     PR_CAP_AMBIENT = 47,
@@ -126,7 +115,7 @@ enum { RLIMIT_NOFILE = 7 };
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { WNOHANG = 1, WALL = 0x40000000 };
 enum { PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20 };
-enum { F_DUPFD_CLOEXEC = 1030, F_GET_SEALS = 1034, F_OFD_SETLK = 37 };
+enum { F_GET_SEALS = 1034, F_OFD_SETLK = 37 };
 enum { F_WRLCK = 1, SEALS_FIXED = 0x0002 | 0x0004 | 0x0008 }; /* shrink, grow, write */
 enum { AF_UNIX = 1, AF_INET = 2, SOCK_DGRAM = 2, SOCK_SEQPACKET = 5, SOCK_CLOEXEC = 02000000 };
 enum { SOL_SOCKET = 1, SO_PASSCRED = 16, SO_PEERCRED = 17, SCM_RIGHTS = 1, SCM_CREDENTIALS = 2 };

@@ -45,6 +45,7 @@ from container._launcher import STEPS, ffi, launcher_pid, lib
 ROOT = sys.argv[1]
 LIMIT = 5  # seconds for an answer
 null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+STDIO = (null, null, null)
 
 captured = []
 real_start = _launcher.Launcher.start
@@ -52,8 +53,8 @@ def capture(self, request, sources, stdio):
     captured.append((request, list(sources)))
     return real_start(self, request, sources, stdio)
 _launcher.Launcher.start = capture
-MOUNTS = [container.Mount.tmpfs("/data", size="1M"), container.Mount.bind(ROOT + "/bin", "/tmp/bin")]
-CONFIG = container.Config(root=ROOT, mounts=MOUNTS)
+tmpfs, bind = container.Mount.tmpfs("/data", size="1M"), container.Mount.bind(ROOT, "/tmp/bin")
+CONFIG = container.Config(root=ROOT, mounts=[tmpfs, bind])
 result = container.run(["true"], config=CONFIG, env={"A": "b"})
 assert result.returncode == 0
 valid, sources = captured.pop()
@@ -106,7 +107,7 @@ def ask(data, fds=None, more=()):
             for each in more:
                 send(ours, b"x", each)
             try:
-                send(launcher.socket, data, [theirs.fileno(), *((null,) * 3 if fds is None else fds)])
+                send(launcher.socket, data, [theirs.fileno(), *(STDIO if fds is None else fds)])
             except OSError as error:
                 # Too large for a message: it does not even get there.
                 assert error.errno in (errno.EMSGSIZE, errno.EINVAL, errno.ETOOMANYREFS), error
@@ -114,7 +115,7 @@ def ask(data, fds=None, more=()):
         return list(reports(ours))
 
 def verdict(answers):
-    if answers and (answers[0].startswith(("failed", "exited")) or answers[0] in ("created", "unsent")):
+    if answers and answers[0].startswith(("failed", "exited", "created", "unsent")):
         return answers[0]
     raise AssertionError(f"an answer was due, not {answers}")
 
@@ -174,7 +175,7 @@ def nonsense(as_user: AsUser, rootdir: Path) -> Iterator[Run]:
                 before = open_files(launcher)
                 process.stdin.write("\n")
                 process.stdin.flush()
-                told = []
+                told: list[Any] = []
                 while not told or told[-1] != ["good\n", True]:
                     line = process.stdout.readline()
                     assert line, (told, process.stderr.read())
@@ -229,9 +230,11 @@ def test_random_bytes_are_refused(nonsense: Run, seed: int) -> None:
         order = random.Random({seed})
         found = set()
         for _ in range(200):
-            data = bytearray(order.randbytes(order.choice((1, 4, 8, 200, 1000, len(valid), 60_000))))
+            size = order.choice((1, 4, 8, 200, 1000, len(valid), 60_000))
+            data = bytearray(order.randbytes(size))
             if order.random() < 0.7:
-                data[:4] = order.choice((lib.REQUEST_START, lib.REQUEST_LEASE)).to_bytes(4, "little")
+                op = order.choice((lib.REQUEST_START, lib.REQUEST_LEASE))
+                data[:4] = op.to_bytes(4, "little")
             if order.random() < 0.5 and len(data) > 12:
                 data[8:12] = len(data).to_bytes(4, "little")
                 data[-1] = 0
@@ -278,7 +281,8 @@ def test_every_number_set_to_an_extreme_has_an_answer(nonsense: Run, seed: int) 
         order = random.Random({seed})
         head = ffi.sizeof("struct start")
         rows = head + ffi.from_buffer("struct start *", valid).rows.count * ffi.sizeof("struct row")
-        extremes = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, len(valid), len(valid) - 1, len(valid) + 1, 2048)
+        size = len(valid)
+        extremes = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, size, size - 1, size + 1, 2048)
         found = set()
         for at in order.sample(range(4, rows, 4), 200):
             data = bytearray(valid)
@@ -377,7 +381,8 @@ def test_a_channel_that_is_no_socket_is_let_go(nonsense: Run) -> None:
         """
         read, write = os.pipe()
         memory = os.memfd_create("x")
-        for channel in (null, read, write, memory, os.open("/", os.O_RDONLY), launcher.socket.fileno()):
+        top, itself = os.open("/", os.O_RDONLY), launcher.socket.fileno()
+        for channel in (null, read, write, memory, top, itself):
             send(launcher.socket, valid, [channel, null, null, null])
             send(launcher.socket, b"nonsense", [channel, null])
         """
@@ -400,7 +405,8 @@ def test_sources_that_do_not_come_are_not_waited_for(nonsense: Run) -> None:
     (answers,) = nonsense(
         """
         answers = set()
-        for count, more in ((1, ()), (1000, ()), (300, ([null] * 200,)), (5, ([null] * 9,)), (3, ([],))):
+        some, many = [null] * 9, [null] * 200
+        for count, more in ((1, ()), (1000, ()), (300, (many,)), (5, (some,)), (3, ([],))):
             data = bytearray(valid)
             ffi.from_buffer("struct start *", data).source_count = count
             answers.add(verdict(ask(bytes(data), more=more)))
@@ -437,7 +443,8 @@ def test_a_memfd_that_can_still_be_changed_or_is_too_short_is_refused(nonsense: 
         MEMFD
         + """
 write, grow, shrink = fcntl.F_SEAL_WRITE, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK
-answers = [in_memfd(valid, seals) for seals in (0, write, write | grow, shrink | grow, write | shrink)]
+too_few = (0, write, write | grow, shrink | grow, write | shrink)
+answers = [in_memfd(valid, seals) for seals in too_few]
 answers += [in_memfd(valid[:-1]), in_memfd(b""), in_memfd(bytes(len(valid)))]
 for size in (0, 1, 2**24 + 1, 2**32 - 1):
     head = bytearray(valid)
@@ -456,7 +463,8 @@ def test_a_memfd_that_is_none_is_refused(nonsense: Run) -> None:
         start = bytearray(valid)
         ffi.from_buffer("struct start *", start).flags |= lib.START_IN_MEMFD
         read, write = os.pipe()
-        files = (null, read, os.open("/", os.O_RDONLY), os.open("/", os.O_PATH), launcher.socket.fileno())
+        top, path = os.open("/", os.O_RDONLY), os.open("/", os.O_PATH)
+        files = (null, read, top, path, launcher.socket.fileno())
         tell(sorted({verdict(ask(bytes(start), [each, null, null, null])) for each in files}))
         """
     )
@@ -473,7 +481,8 @@ def test_a_lease_that_makes_no_sense_is_refused(nonsense: Run) -> None:
             whole = ffi.sizeof("struct lease") + len(path)
             at = ffi.sizeof("struct lease")
             fields = (lib.REQUEST_LEASE, whole if size is None else size, at, first, count, start)
-            return verdict(ask(bytes(ffi.buffer(ffi.new("struct lease *", fields))) + path, list(fds)))
+            lease = ffi.new("struct lease *", fields)
+            return verdict(ask(bytes(ffi.buffer(lease)) + path, list(fds)))
         good = b"/tmp/none\\0"
         tell(sorted({
             lease(good, 8, 0, 8),

@@ -136,6 +136,27 @@ def test_the_one_namespace_of_which_there_are_too_many_is_named(
     assert f"Namespaces({name}=False)" in answer[f"{name} namespace"]["remedy"]
 
 
+def test_a_container_runs_without_time_namespaces_and_their_lack_is_named(
+    as_user: OrdinaryUser,
+) -> None:
+    answer = Answer(as_user(behind("echo 0 >/proc/sys/user/max_time_namespaces")))
+    assert answer.content["ok"]
+    assert [each for each in NAMESPACES if not answer[f"{each} namespace"]["ok"]] == ["time"]
+
+
+def test_a_chroot_is_a_cause_against_the_user_namespace(as_user: OrdinaryUser) -> None:
+    (as_user.home / "top").mkdir()
+    as_user.own(as_user.home)
+    command = behind(f"mount --rbind / {as_user.home}/top", "--mount")
+    # Not to the real root: that would be none.
+    command[-len(DOCTOR) - 1 : -len(DOCTOR) - 1] = ["chroot", f"{as_user.home}/top"]
+    answer = Answer(as_user(command))
+    assert not answer.content["ok"]
+    bad = [each for each in NAMESPACES if not answer[f"{each} namespace"]["ok"]]
+    assert bad == ["user", "time"]
+    assert "chroot" in answer["user namespace"]["remedy"]
+
+
 def test_a_proc_of_another_pid_namespace_is_recognised(as_user: OrdinaryUser) -> None:
     answer = Answer(as_user(behind("true", "--pid", "--fork")))
     assert not answer["proc"]["ok"]

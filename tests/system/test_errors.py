@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,6 @@ def test_an_error_is_one_printable_line_whatever_the_path_holds(tmp_path: Path) 
 
 
 def test_without_an_fd_left_a_run_is_an_error_and_the_next_one_is_right() -> None:
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
     for spare in range(1, 24):

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -142,8 +142,11 @@ def test_the_default_root_is_the_hosts_programs_and_little_else() -> None:
     assert lines("ls -A /etc") == sorted(
         {
             *("group", "hosts", "mtab", "nsswitch.conf", "passwd", "resolv.conf"),
-            *(name for name in ("alternatives", "ld.so.cache", "localtime", "ssl")
-              if os.path.exists(f"/etc/{name}")),
+            *(
+                name
+                for name in ("alternatives", "ld.so.cache", "localtime", "ssl")
+                if os.path.exists(f"/etc/{name}")
+            ),
             *(["pki"] if os.path.exists("/etc/pki/tls/certs") else []),
         }
     )
@@ -298,8 +301,6 @@ def test_a_bound_mount_has_no_set_user_id_programs_and_no_devices(shared: Path) 
 @pytest.fixture
 def with_submount(shared: Path) -> Iterator[Path]:
     """A directory with another file system below it."""
-    import subprocess
-
     below = shared / "below"
     below.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(below)], check=True)
@@ -338,7 +339,7 @@ def test_read_only_stays_read_only_even_with_every_capability(
         target = remount.format(place)
         script += f"({target}) && echo done: {place}\n"
         script += f"echo x >>{place}/new && echo written: {place}; :\n"
-        script += f"[ -d /tmp/x ] && echo x >>/tmp/x/new; umount -l /tmp/x 2>/dev/null\n"
+        script += "[ -d /tmp/x ] && echo x >>/tmp/x/new; umount -l /tmp/x 2>/dev/null\n"
     script += "cat /data/file /data/below/file"
     output = attempt(script, config=config).stdout
     assert "written" not in output
@@ -353,7 +354,9 @@ def test_read_only_stays_read_only_even_with_every_capability(
 def test_a_program_with_every_capability_has_them_in_its_own_mounts(shared: Path) -> None:
     # What the test above refuses is refused for the mounts, not for a lack of privilege.
     config = Config(capabilities=Capabilities.all())
-    script = "mount -t tmpfs none /mnt && mount -o remount,bind,ro /mnt && grep ' /mnt ' /proc/mounts"
+    script = (
+        "mount -t tmpfs none /mnt && mount -o remount,bind,ro /mnt && grep ' /mnt ' /proc/mounts"
+    )
     output = shell("mkdir /mnt; " + script, config=config)
     assert " ro," in output
 
@@ -686,7 +689,9 @@ def test_an_extra_directory_of_a_host_root_is_read_only_and_in_its_own_place(sha
 def test_the_program_of_a_container_is_not_the_interpreters_business_any_more() -> None:
     # PID 1 is the program itself: nothing of ours stays in the container.
     with Container() as box:
-        box.run(Process(python("import time; print('up', flush=True); time.sleep(1000)"), stdout=PIPE))
+        box.run(
+            Process(python("import time; print('up', flush=True); time.sleep(1000)"), stdout=PIPE)
+        )
         assert box.stdout is not None
         assert box.stdout.readline() == b"up\n"
         executable = os.readlink(f"/proc/{box.pid}/exe")

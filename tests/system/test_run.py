@@ -376,8 +376,10 @@ def test_environment_and_arguments_beyond_one_message_arrive_whole() -> None:
 def test_binds_are_mounts_or_text(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     tmp_path.chmod(0o755)
-    assert lines("cat /data/file; grep ' /data ' /proc/mounts | cut -d ' ' -f 4 | cut -c 1-2",
-                 binds=[f"{tmp_path}:/data:ro"]) == ["contentro"]
+    assert lines(
+        "cat /data/file; grep ' /data ' /proc/mounts | cut -d ' ' -f 4 | cut -c 1-2",
+        binds=[f"{tmp_path}:/data:ro"],
+    ) == ["contentro"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from system.helpers import caller, processes_in
@@ -23,8 +22,8 @@ from container import (
     Process,
     Rlimit,
     State,
+    _launcher,
 )
-from container import _launcher
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -196,5 +195,3 @@ def test_when_every_range_is_leased_the_start_says_so() -> None:
         """
     )
     assert told_of == [["lease", errno.EAGAIN], 0]
-
-

@@ -127,15 +127,20 @@ def test_the_wait_is_bounded() -> None:
     assert 0.1 <= took < leaks.SECONDS
 
 
-def test_what_comes_later_is_not_the_tests() -> None:
+def test_what_comes_later_is_not_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = leaks.Guard()
     late: list[int] = []
     descriptor = os.open("/dev/null", os.O_RDONLY)
-    timer = threading.Timer(0.05, lambda: late.append(os.open("/dev/zero", os.O_RDONLY)))
-    timer.start()
+    sleep = time.sleep
 
-    left = guard.left(seconds=0.3)
-    timer.join()
+    def open_one_and_sleep(seconds: float) -> None:
+        if not late:
+            late.append(os.open("/dev/zero", os.O_RDONLY))
+        sleep(seconds)
+
+    # The guard sleeps after its first look.
+    monkeypatch.setattr(time, "sleep", open_one_and_sleep)
+    left = guard.left(seconds=0.1)
     for each in (descriptor, *late):
         os.close(each)
 

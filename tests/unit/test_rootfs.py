@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a Config to the rows of a file system: golden lists, and what holds for every list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from container import Capabilities, Config, HostRoot, IDMapping, Mount, Namespaces
+from container._native import ffi
+from container._rootfs import (
+    Attribute,
+    HostLayout,
+    Op,
+    Row,
+    RowFlag,
+    Surroundings,
+    host_layout,
+    needs_locked_mounts,
+    plan_rows,
+)
+
+LAYOUT = HostLayout(
+    links=(("bin", "usr/bin"), ("lib64", "usr/lib64")),
+    directories=("lib32",),
+    etc=("ld.so.cache", "ssl/certs"),
+    prefixes=("/opt/python",),
+)
+LEASED = Surroundings(idmap=True, gid_mappings=(IDMapping(0, 65536 << 4, 65536),))
+ONE_ID = Surroundings(idmap=False, gid_mappings=(IDMapping(0, 1000, 1),))
+NO_NAMESPACE = Surroundings(idmap=False, gid_mappings=())
+
+
+def line_of(row: Row) -> str:
+    """A row in words: what, where, from what, how."""
+    words = [row.op.name.lower(), f"{row.base}:/{row.target}"]
+    if row.source:
+        words.append(f"<- {row.source}")
+    if row.data:
+        words.append(row.data.decode().rstrip("\0").replace("\0", " ").replace("\n", "|"))
+    if row.mode:
+        words.append(f"{row.mode:o}")
+    if row.device != (0, 0):
+        words.append("{}:{}".format(*row.device))
+    flags = [*RowFlag(row.flags), *Attribute(row.attributes)]
+    words += ["+" + "+".join(str(flag.name).lower() for flag in flags)] if flags else []
+    return " ".join(words + (["opened"] if row.opened else []))
+
+
+def plan(config: Config, around: Surroundings) -> list[str]:
+    return [line_of(row) for row in plan_rows(config, LAYOUT, around)]
+
+
+def kernel(dev: int, *, tty: bool) -> list[str]:
+    """/proc, /sys and /dev, which is row `dev`; with a group for terminals or without."""
+    node = "+check_device+make_file+new_target"
+    return [
+        "mount 0:/proc <- proc +make_directory+no_symlinks+nosuid+nodev+noexec",
+        "mount 0:/sys <- sysfs +make_directory+no_symlinks+read_only+nosuid+nodev+noexec",
+        "mount 0:/dev <- tmpfs mode 0755 size 65536k +make_directory+no_symlinks+nosuid+noexec",
+        f"bind {dev}:/null <- /dev/null 1:3 {node}",
+        f"bind {dev}:/zero <- /dev/zero 1:5 {node}",
+        f"bind {dev}:/full <- /dev/full 1:7 {node}",
+        f"bind {dev}:/random <- /dev/random 1:8 {node}",
+        f"bind {dev}:/urandom <- /dev/urandom 1:9 {node}",
+        f"bind {dev}:/tty <- /dev/tty 5:0 {node}",
+        f"symlink {dev}:/fd <- /proc/self/fd",
+        f"symlink {dev}:/stdin <- /proc/self/fd/0",
+        f"symlink {dev}:/stdout <- /proc/self/fd/1",
+        f"symlink {dev}:/stderr <- /proc/self/fd/2",
+        f"symlink {dev}:/ptmx <- pts/ptmx",
+        f"mount {dev}:/pts <- devpts ptmxmode 0666 mode 0620{' gid 5' if tty else ''}"
+        " +make_directory+new_target+nosuid+noexec",
+        f"mount {dev}:/shm <- tmpfs mode 1777 size 65536k"
+        " +make_directory+new_target+nosuid+nodev+noexec",
+    ]
+
+
+HOST = "+recursive+read_only+nosuid+nodev opened"
+
+HOST_ROOT = [
+    "mount 0:/ <- tmpfs mode 0755 +nosuid+nodev",
+    "directory 0:/etc 755",
+    "directory 0:/home 755",
+    "directory 0:/run 755",
+    "directory 0:/var 755",
+    "directory 0:/root 700",
+    "directory 0:/tmp 1777",
+    "directory 0:/var/tmp 1777",
+    "symlink 0:/var/run <- /run",
+    f"bind 0:/usr <- /usr {HOST}",
+    "symlink 0:/bin <- usr/bin",
+    "symlink 0:/lib64 <- usr/lib64",
+    f"bind 0:/lib32 <- /lib32 {HOST}",
+    "file 0:/etc/passwd root:x:0:0:root:/root:/bin/sh"
+    "|nobody:x:65534:65534:nobody:/nonexistent:/bin/false| 644",
+    "file 0:/etc/group root:x:0:|tty:x:5:|nogroup:x:65534:| 644",
+    "file 0:/etc/nsswitch.conf passwd: files|group: files|shadow: files|hosts: files dns"
+    "|services: files| 644",
+    "file 0:/etc/hosts 127.0.0.1 localhost|::1 localhost|127.0.1.1 container| 644",
+    "symlink 0:/etc/mtab <- ../proc/self/mounts",
+    "file 0:/etc/resolv.conf 644",
+    f"bind 0:/etc/ld.so.cache <- /etc/ld.so.cache {HOST}",
+    f"bind 0:/etc/ssl/certs <- /etc/ssl/certs {HOST}",
+    f"bind 0:/opt/python <- /opt/python {HOST}",
+]
+
+
+def test_a_directory_root_of_a_root_caller() -> None:
+    assert plan(Config("/srv/root"), LEASED) == [
+        "bind 0:/ <- /srv/root +recursive+idmap+nosuid+nodev opened",
+        *kernel(3, tty=True),
+    ]
+
+
+def test_a_directory_root_of_an_ordinary_user() -> None:
+    assert plan(Config("/srv/root"), ONE_ID) == [
+        "bind 0:/ <- /srv/root +recursive+nosuid+nodev opened",
+        *kernel(3, tty=False),
+    ]
+
+
+@pytest.mark.parametrize("root", [None, HostRoot()])
+def test_a_host_root_of_a_root_caller(root: HostRoot | None) -> None:
+    assert plan(Config(root), LEASED) == [*HOST_ROOT, *kernel(len(HOST_ROOT) + 2, tty=True)]
+
+
+def test_a_host_root_of_an_ordinary_user_is_the_same() -> None:
+    assert plan(Config(), ONE_ID) == [*HOST_ROOT, *kernel(len(HOST_ROOT) + 2, tty=False)]
+
+
+def test_nothing_of_the_host_is_idmapped_in_a_host_root() -> None:
+    # With mapped ids what only root of the host may read would be the container's root's.
+    config = Config(HostRoot(extra=["/srv/data"]))
+    rows = plan_rows(config, LAYOUT, LEASED)
+    assert "/srv/data" in [row.source for row in rows]
+    assert not [line_of(row) for row in rows if row.flags & RowFlag.IDMAP]
+
+
+def test_mounts_come_last_and_in_their_order() -> None:
+    mounts = [
+        Mount.tmpfs("/data", size="1M", mode=0o700),
+        Mount.bind("/srv/in", "/data/in", read_only=True),
+        Mount.bind("out", "/data/out"),
+    ]
+    expected = [
+        "mount 0:/data <- tmpfs size 1048576 mode 0700 +make_directory+nosuid+nodev",
+        "bind 0:/data/in <- /srv/in +recursive+idmap+idmap_optional+read_only+nosuid+nodev opened",
+        "bind 0:/data/out <- out +recursive+idmap+nosuid+nodev opened",
+    ]
+    assert plan(Config("/srv/root", mounts=mounts), LEASED)[-3:] == expected
+    without = [each.replace("+idmap+", "+") for each in expected]
+    assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3:] == without
+
+
+def test_the_field_of_a_mount_is_where_it_was_written() -> None:
+    config = Config(
+        HostRoot(extra=["/srv/a", Mount.tmpfs("/b")]), mounts=[Mount.tmpfs("/c"), Mount.tmpfs("/d")]
+    )
+    fields = [row.field for row in plan_rows(config, LAYOUT, LEASED)[-4:]]
+    assert fields == ["root.extra[0]", "root.extra[1]", "mounts[0]", "mounts[1]"]
+
+
+def test_with_new_privileges_set_user_id_programs_of_the_image_may_work() -> None:
+    config = Config("/srv/root", no_new_privileges=False, mounts=[Mount.bind("/srv/in", "/data")])
+    lines = plan(config, LEASED)
+    assert "nosuid" not in lines[0]
+    assert "nosuid" not in lines[-1]
+    # The rest is nobody's image.
+    assert [line for line in lines[1:-1] if line.startswith("mount") and "nosuid" not in line] == []
+
+
+def test_sysfs_is_the_hosts_where_the_network_is() -> None:
+    # It belongs to the owner of the network namespace: a new one cannot be mounted.
+    shared = Config("/srv/root", Namespaces(net=False))
+    assert plan(shared, LEASED)[2] == (
+        "bind 0:/sys <- /sys +recursive+make_directory+no_symlinks"
+        "+read_only+nosuid+nodev+noexec opened"
+    )
+    assert plan(Config("/srv/root", Namespaces(net=False, user=False)), NO_NAMESPACE)[2] == (
+        "mount 0:/sys <- sysfs +make_directory+no_symlinks+read_only+nosuid+nodev+noexec"
+    )
+
+
+def test_names_are_resolved_as_the_host_does_where_the_network_is_the_hosts() -> None:
+    lines = plan(Config(namespaces=Namespaces(net=False)), LEASED)
+    assert f"bind 0:/etc/resolv.conf <- /etc/resolv.conf {HOST}" in lines
+
+
+def test_terminals_have_their_group_where_there_are_all_ids() -> None:
+    assert plan(Config("/srv/root"), NO_NAMESPACE)[1:] == kernel(3, tty=True)
+
+
+def test_the_hostname_is_in_etc_hosts() -> None:
+    lines = plan(Config(hostname="web-1"), LEASED)
+    assert "file 0:/etc/hosts 127.0.0.1 localhost|::1 localhost|127.0.1.1 web-1| 644" in lines
+
+
+# What holds for every list ------------------------------------------------------------------------
+
+targets = st.text("abc/. ", min_size=1, max_size=12).map(lambda text: f"/{text}")
+
+
+def is_target(path: str) -> bool:
+    return path.strip("/.") != "" and ".." not in path.split("/")
+
+
+mounts = st.lists(
+    st.tuples(targets.filter(is_target), st.sampled_from(["tmpfs", "bind", "read-only"])),
+    max_size=5,
+)
+
+
+def make(given_mounts: Sequence[tuple[str, str]]) -> list[Mount]:
+    made = {
+        Mount.tmpfs(target).target: Mount.tmpfs(target)
+        if kind == "tmpfs"
+        else Mount.bind("/srv", target, read_only=kind == "read-only")
+        for target, kind in given_mounts
+    }
+    return list(made.values())
+
+
+@given(
+    st.sampled_from(["/srv/root", None, HostRoot(extra=["/opt/x"])]),
+    mounts,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([LEASED, ONE_ID]),
+)
+def test_every_list_is_one_that_the_launcher_can_carry_out(
+    root: str | HostRoot | None,
+    given_mounts: list[tuple[str, str]],
+    net: bool,
+    no_new_privileges: bool,
+    around: Surroundings,
+) -> None:
+    config = Config(
+        root, Namespaces(net=net), mounts=make(given_mounts), no_new_privileges=no_new_privileges
+    )
+    rows = plan_rows(config, LAYOUT, around)
+    assert rows[0].target == ""
+    for index, row in enumerate(rows):
+        # What lies in a mount comes after it.
+        assert row.base < max(index, 1)
+        assert rows[row.base].op in {Op.BIND, Op.MOUNT}
+        assert not row.target.startswith("/")
+        assert row.target or index == 0
+        # A source is opened by the caller, or is a device that the child checks.
+        if row.op == Op.BIND:
+            assert row.opened or row.flags & RowFlag.CHECK_DEVICE
+        if row.op == Op.MOUNT:
+            assert row.data == b"" or (row.data.endswith(b"\0") and row.data.count(b"\0") % 2 == 0)
+        # Where an image could have put a link, none is followed for what we mount ourselves.
+        if row.base == 0 and row.target in {"proc", "sys", "dev"}:
+            assert row.flags & RowFlag.NO_SYMLINKS
+    host = [row for row in rows if row.opened and row.source in {"/usr", "/opt/x", "/lib32"}]
+    assert all(row.attributes & Attribute.READ_ONLY for row in host)
+
+
+def test_every_flag_of_a_row_and_every_kind_has_its_number_in_the_contract() -> None:
+    for enum, prefix, members in (
+        ("enum row_op", "ROW_", Op),
+        ("enum row_flag", "ROW_", RowFlag),
+    ):
+        numbers = ffi.typeof(enum).relements
+        assert numbers == {f"{prefix}{name}": m.value for name, m in members.__members__.items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "locked"),
+    [
+        (Config(), False),
+        (Config(capabilities=Capabilities.all()), True),
+        (Config(capabilities=Capabilities(["SYS_ADMIN"], (), ["SYS_ADMIN"])), True),
+        # The bounding set is what an exec as root brings back, unless there are no new privileges.
+        (Config(capabilities=Capabilities(["SYS_ADMIN"])), False),
+        (Config(capabilities=Capabilities(["SYS_ADMIN"]), no_new_privileges=False), True),
+        (Config(namespaces=Namespaces(user=False), capabilities=Capabilities.all()), False),
+    ],
+)
+def test_mounts_are_locked_where_the_container_could_change_them(
+    config: Config, locked: bool
+) -> None:
+    assert needs_locked_mounts(config) is locked
+
+
+def test_the_layout_of_this_host_has_what_is_there_and_nothing_twice() -> None:
+    layout = host_layout(0)
+    names = [name for name, _ in layout.links] + list(layout.directories)
+    assert len(set(names)) == len(names)
+    assert {"bin", "lib"} <= set(names)
+    for prefix in layout.prefixes:
+        assert prefix.startswith("/")
+        assert not prefix.startswith("/usr/")
+        assert not any(prefix.startswith(f"{other}/") for other in layout.prefixes)
