@@ -194,9 +194,9 @@ def _kept(namespaces: Namespaces) -> list[str]:
 
 def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # Worth 200 us of a start. For leased ids only: with fs.suid_dumpable=1 a change of ids makes
-    # the memory dumpable for a moment, and others might have given ids. Not where the child waits long, nor where it has to be dumpable for
-    # a moment, which is a property of the memory; nor with a time namespace, which a process that
-    # shares memory cannot enter before Linux 6.3.
+    # the memory dumpable for a moment, and others might have ids that were given. Not where the
+    # child waits long, nor where it has to be dumpable itself, nor with a time namespace, which a
+    # process that shares memory cannot enter before Linux 6.3.
     unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
