@@ -415,6 +415,13 @@ def test_every_capability_may_be_asked_for() -> None:
     )
 
 
+def test_root_has_no_more_than_what_is_permitted_of_the_bounding_set() -> None:
+    permitted = ("NET_RAW",)
+    sets = capability_sets(Config(capabilities=Capabilities(("NET_RAW", "CHOWN"), (), permitted)))
+    assert sets["Bnd"] == f"{1 << 13 | 1:016x}"
+    assert sets["Prm"] == f"{1 << 13:016x}"
+
+
 def test_ambient_capabilities_may_be_asked_for() -> None:
     wanted = ("NET_RAW", "CHOWN")
     capabilities = Capabilities(wanted, wanted, wanted, wanted, wanted)

@@ -285,7 +285,7 @@ def test_no_mount_lands_outside_while_another_container_swaps_its_target(
     ours = Config(mounts=[Mount.bind(volume, "/vol"), Mount.tmpfs("/vol/dir/below")])
     before, mounts = tree(outside), host_mounts()
     counts = {"mounted": 0, "refused": 0}
-    with container.popen([*python(SWAP), "../" * 40 + str(outside)[1:]], config=config) as enemy:
+    with container.popen([*python(SWAP), str(outside)], config=config) as enemy:
         assert enemy.stdout is not None
         assert enemy.stdout.readline() == b"up\n"
         for _ in range(200):
