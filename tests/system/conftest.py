@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import shutil
+import signal
 import site
 import stat
 import subprocess
@@ -48,6 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # The leak guard -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> Iterator[None]:
+    """What nohup(1) or a shell has ignored would be ignored by the programs under test as well."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, old)
 
 
 @pytest.fixture(scope="session", autouse=True)
