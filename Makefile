@@ -24,7 +24,7 @@ help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo ## install into VENV (.venv) and look at a container from the inside
-	$(python) examples/demo.py
+	$(python) docs/demo.py
 
 test: test-deps $(VENV)/.test ## run the tests here; ARGS="-k name" and the like go to pytest
 	$(python) -m pytest tests/unit tests/system $(ARGS)
@@ -32,7 +32,7 @@ test: test-deps $(VENV)/.test ## run the tests here; ARGS="-k name" and the like
 	@echo "minutes and need QEMU: make test-vm"
 
 test-deps: ## install what the tests want from Debian, where that is allowed
-	@tools/test-deps
+	@.ci/test-deps
 
 test-vm: $(VENV)/.test ## run the system tests in virtual machines; KERNEL=6.1, ARGS="--systemd"
 	$(python) tests/vm/run.py $(KERNEL:%=--kernel %) $(ARGS)
@@ -42,7 +42,7 @@ lint: lint-python lint-c ## check format, types and warnings, with what is insta
 lint-python: $(VENV)/.lint
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m mypy container tests bench examples build_ffi.py
+	$(python) -m mypy container tests bench docs build_ffi.py
 
 lint-c:
 	$(call where,clang-format) clang-format --dry-run -Werror csrc/*.[ch] bench/*.c
@@ -66,5 +66,5 @@ $(VENV)/.demo: extras :=
 $(VENV)/.test: extras := test
 $(VENV)/.lint: extras := lint,test
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(sources)
-	tools/make-venv $(VENV) $(extras)
+	.ci/make-venv $(VENV) $(extras)
 	@touch $@
