@@ -17,7 +17,7 @@ from container import __version__, _ids
 from container._config import Config, Namespaces, Process, Result
 from container._container import Container
 from container._errors import ContainerError, LaunchError, UnsupportedError, printable, publish
-from container._launcher import STEPS, _open_program, launcher_pid
+from container._launcher import STEPS, open_program, launcher_pid
 from container._oneshot import run
 
 _OLDEST_KERNEL: Final = (5, 14)
@@ -148,7 +148,7 @@ def _launcher() -> Check:
 def _describe_program() -> str:
     import hashlib  # noqa: PLC0415
 
-    fd = _open_program()
+    fd = open_program()
     try:
         link = os.readlink(f"/proc/self/fd/{fd}")
         image = os.pread(fd, os.fstat(fd).st_size, 0)

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
+from math import ceil
 from select import POLLIN, poll
 from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
@@ -475,7 +476,12 @@ def wait_readable(fd: int, timeout: float | None) -> bool:
     """poll(2) one fd; ``timeout`` in seconds, None for ever."""
     poller = poll()
     poller.register(fd, POLLIN)
-    return bool(poller.poll(None if timeout is None else max(0, -int(-timeout * 1000))))
+    return bool(poller.poll(milliseconds(timeout)))
+
+
+def milliseconds(timeout: float | None) -> int | None:
+    """What poll(2) takes, rounded up: a C int, so that a long wait comes back early once a month."""
+    return None if timeout is None else min(max(0, ceil(timeout * 1000)), 2**31 - 1)
 
 
 # The launcher ----------------------------------------------------------------------------------
@@ -522,7 +528,7 @@ class Launcher:
             # Read before the launcher exists: whatever changes after that is noticed.
             self.socket.send(os.pread(status, 65536, 0))
             fds.append(pidfd := os.pidfd_open(os.getpid()))
-            fds.append(program := _open_program())
+            fds.append(program := open_program())
             spawn = ffi.new("struct spawn *")
             spawn.program, spawn.socket = program, theirs.fileno()
             spawn.caller_pidfd, spawn.caller_status = pidfd, status
@@ -712,7 +718,7 @@ def _seal_request(request: bytes) -> int:
     return fd
 
 
-def _open_program() -> int:
+def open_program() -> int:
     """The launcher's image as an fd that can be executed and not be written."""
     image = bytes(ffi.buffer(lib.launcher_image(), lib.launcher_image_size()))
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from container._config import DEVNULL, PIPE, STDOUT
 from container._errors import ConfigError
-from container._launcher import Child, above_stdio
+from container._launcher import Child, above_stdio, milliseconds
 
 _CHUNK = 1 << 18  # bytes per read or write; a pipe holds 1 << 16
 NAMES = ("stdin", "stdout", "stderr")
@@ -156,11 +156,9 @@ class Exchange:
     def run(self, deadline: float | None) -> bool:
         """True when the child has ended, False at the deadline (of `time.monotonic`)."""
         while not self._child.over:
-            timeout = None
-            if deadline is not None:
-                timeout = max(0, -int(-(deadline - monotonic()) * 1000))
-            events = self._poll.poll(timeout)
-            if not events and timeout is not None and monotonic() >= deadline:  # type: ignore[operator]
+            left = None if deadline is None else deadline - monotonic()
+            events = self._poll.poll(milliseconds(left))
+            if not events and deadline is not None and monotonic() >= deadline:
                 return False
             for fd, _ in events:
                 name = self._names.get(fd)

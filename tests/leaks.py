@@ -386,6 +386,7 @@ class Guard:
         self._launchers = {(each.pid, each.start) for each in own_launchers(table)}
         self._stock = {name: source.look() for name, source in SOURCES.items()}
         self._open_files = self._files()
+        self._launcher_files = self._files_of_launchers()
         self._kinds = _kinds_of_open_files(own_launchers(table))
 
     def left(self, *, replaced_launcher: bool = False, seconds: float | None = None) -> list[str]:
@@ -428,10 +429,18 @@ class Guard:
         return found
 
     def _other_files(self) -> Things:
-        return _difference(self._open_files, self._files(), may_go=False)
+        # The launcher closes its files of a container just after it has told the end of it, so
+        # that the first look may have seen some that go.
+        mine, launchers = self._files(), self._files_of_launchers()
+        return _difference(self._open_files, mine, may_go=False) | _difference(
+            self._launcher_files, launchers, may_go=True
+        )
 
     def _files(self) -> Things:
-        found = open_files("self")
+        return open_files("self")
+
+    def _files_of_launchers(self) -> Things:
+        found: Things = {}
         for pid, _ in self._launchers:
             found |= open_files(pid)
         return found

@@ -612,11 +612,9 @@ def test_the_callers_session_keyring_is_not_there() -> None:
         for config in (Config(), Config(capabilities=Capabilities.all())):
             answer = run(program, config=config, text=True, check=True).stdout.strip()
             tell(errno.errorcode.get(int(answer)) if answer.isdigit() else answer)
-            result = run(["cat", "/proc/keys"], config=config, text=True, check=True)
-            tell("the-callers" in result.stdout)
         """
     )
-    assert told_of == ["secret", "EACCES", False, "EACCES", False]
+    assert told_of == ["secret", "EACCES", "EACCES"]
 
 
 @pytest.mark.needs("root")

@@ -24,6 +24,7 @@ from system.helpers import (
     running_caller,
     shell,
     told,
+    watched,
 )
 
 import container
@@ -105,7 +106,11 @@ def test_its_program_is_sealed_and_opens_for_writing_for_nobody() -> None:
 @pytest.mark.needs("root")
 def test_its_program_cannot_be_written_even_when_it_does_not_run_any_more() -> None:
     with running_caller("run(['true']); tell(launcher_pid()); sys.stdin.readline()") as process:
-        program = os.open(f"/proc/{told(process)}/exe", os.O_RDONLY)
+        pid = told(process)
+        program = os.open(f"/proc/{pid}/exe", os.O_RDONLY)
+        with watched([pid]) as survivors:
+            process.kill()
+            assert survivors(PATIENCE) == []
     try:
         # Its name in /proc leads to a fresh description, which could be writable.
         again = os.open(f"/proc/self/fd/{program}", os.O_RDWR)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from system.helpers import caller, processes_in
+from system.helpers import caller, watched
 
 import container
 from container import (
@@ -106,12 +106,13 @@ def test_create_names_a_step_up_to_the_gate(step: str) -> None:
 def test_start_names_a_step_after_the_gate(step: str) -> None:
     with Container(BUSY) as box:
         box.create(BUSY_PROCESS)
-        namespace = os.readlink(f"/proc/{box.pid}/ns/pid")
-        with pytest.raises(LaunchError) as caught:
-            box.start()
+        assert box.pid is not None
+        with watched([box.pid]) as survivors:
+            with pytest.raises(LaunchError) as caught:
+                box.start()
+            assert survivors(0) == []
         check(caught.value, step)
         assert box.state.state == State.STOPPED
-        assert processes_in(namespace) == []
 
 
 @pytest.mark.needs("root")
