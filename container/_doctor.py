@@ -17,7 +17,7 @@ from container import __version__, _ids
 from container._config import Config, Namespaces, Process, Result
 from container._container import Container
 from container._errors import ContainerError, LaunchError, UnsupportedError, printable, publish
-from container._launcher import STEPS, open_program, launcher_pid
+from container._launcher import STEPS, launcher_pid, open_program
 from container._oneshot import run
 
 _OLDEST_KERNEL: Final = (5, 14)

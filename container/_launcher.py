@@ -480,7 +480,7 @@ def wait_readable(fd: int, timeout: float | None) -> bool:
 
 
 def milliseconds(timeout: float | None) -> int | None:
-    """What poll(2) takes, rounded up: a C int, so that a long wait comes back early once a month."""
+    """What poll(2) takes, rounded up; a C int, so that the longest waits come back early."""
     return None if timeout is None else min(max(0, ceil(timeout * 1000)), 2**31 - 1)
 
 
