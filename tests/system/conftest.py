@@ -54,9 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def default_signals() -> Iterator[None]:
     """What nohup(1) or a shell has ignored would be ignored by the programs under test as well."""
-    old = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    old = {
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_DFL),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     yield
-    signal.signal(signal.SIGHUP, old)
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -330,6 +330,7 @@ def test_a_shared_namespace_is_that_of_the_caller_now() -> None:
 # Ctrl-C -------------------------------------------------------------------------------------------
 
 CTRL_C = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have left it ignored
 run(["true"])
 idle = descendants_of(launcher_pid())
 for round in range(3):

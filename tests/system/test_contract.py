@@ -516,7 +516,8 @@ def test_a_command_that_is_none_does_not_matter_to_the_container(nonsense: Run) 
 for _ in range(300):
     data = order.randbytes(order.choice((1, 3, 4, 7, 8)))
     if int.from_bytes(data[:4], "little") not in (lib.COMMAND_START, lib.COMMAND_SIGNAL):
-        send(channel, data, [null] * order.choice((0, 1, 200)))
+        # An ordinary user's fds in flight are limited.
+        send(channel, data, [null] * order.choice((0, 1, 200 if os.geteuid() == 0 else 2)))
 for number in (0, -1, 65, 9999, 2**31 - 1):
     process._child.command(lib.COMMAND_SIGNAL, number)
 process._child.command(lib.COMMAND_START)

@@ -7,8 +7,11 @@ import errno
 import os
 import pickle
 import resource
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -30,6 +33,12 @@ from container import (
 )
 
 pytestmark = pytest.mark.needs("userns")
+
+
+class AsUser(Protocol):
+    """The fixture as_user."""
+
+    def __call__(self, program: Any, **options: Any) -> subprocess.CompletedProcess[str]: ...
 
 
 def error_of(args: list[str] | None = None, **options: Any) -> LaunchError:
@@ -224,6 +233,45 @@ def test_a_working_directory_that_the_user_may_not_enter() -> None:
     error = error_of(cwd="/root", user="1000:1000")
     assert isinstance(error, PermissionError)
     assert error.step == "cwd"
+
+
+# What the kernel refuses --------------------------------------------------------------------------
+
+
+def test_a_limit_beyond_what_the_kernel_grants() -> None:
+    with Container() as box, pytest.raises(LaunchError) as caught:
+        box.run(Process(["true"], rlimits=[Rlimit("NOFILE", 2**40, 2**40)]))
+    assert isinstance(caught.value, PermissionError)
+    assert caught.value.step == "rlimits"
+
+
+@pytest.mark.needs("root", "idmap")
+def test_a_root_whose_file_systems_cannot_be_mapped() -> None:
+    # The host's own root: there are a procfs and a sysfs in it.
+    error = error_of(root="/")
+    assert (error.step, error.errno, error.filename) == ("sources", errno.EINVAL, "/")
+    assert "id-mapped" in (error.hint or "")
+
+
+@pytest.mark.needs("rootless", "user", "user_python")
+def test_where_no_user_namespace_may_be_made_the_hint_says_which_knob_it_is(
+    as_user: AsUser,
+) -> None:
+    source = textwrap.dedent(
+        """
+        import container
+        try:
+            container.run(["true"])
+        except container.LaunchError as error:
+            print(error.step, error.errno, error.hint)
+        """
+    )
+    # The limit is that of a user namespace, so it can be set in one of the test's own.
+    limit = "echo 0 >/proc/sys/user/max_user_namespaces"
+    command = ["sh", "-c", f'{limit} && exec "$@"', "sh", sys.executable, "-c", source]
+    done = as_user(["unshare", "--user", "--map-root-user", *command])
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"clone {errno.ENOSPC} user.max_user_namespaces is 0")
 
 
 # What is refused before anything is started -------------------------------------------------------

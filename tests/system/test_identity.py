@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 import pytest
 from system.helpers import (
+    PATIENCE,
     attempt,
+    caller_argv,
     inside,
     lines,
     parse_status,
@@ -404,6 +406,25 @@ def test_a_file_that_denies_a_group_denies_it(fresh_root: Path) -> None:
     path.chmod(0o604)
     assert attempt("cat /denied", root=fresh_root, user="5:6").returncode != 0
     assert shell("cat /denied", root=fresh_root, user="5:7") == "not for group 6"
+
+
+@as_root
+def test_host_root_is_not_mapped_where_it_is_all_that_there_is() -> None:
+    # In a user namespace with host root alone there is no other id to be had.
+    source = """
+    try:
+        run(["true"])
+    except UnsupportedError as error:
+        tell(error.field)
+    """
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", *caller_argv(source)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ('"namespaces.user"\n', "")
 
 
 # An ordinary user ---------------------------------------------------------------------------------
