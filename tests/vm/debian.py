@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes from Debian: programs of this host, and packages that are only unpacked.
+
+Packages are fetched by this host's apt from the archive that its sources already name, with
+package lists of its own, so that nothing of the host's apt state changes. apt verifies them by
+the archive's signature; nothing is taken by another way.
+"""
+
+import glob
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vm import SetupError
+
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+# What runs on the host, or inside from the host's own files: program → Debian package.
+HOST_TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "depmod": "kmod",  # the guest's modprobe too
+    "mke2fs": "e2fsprogs",
+    "setpriv": "util-linux",
+    "dpkg-deb": "dpkg",
+    "zstd": "zstd",
+    "nft": "nftables",
+    "newuidmap": "uidmap",
+    "ip": "iproute2",
+}
+SYSTEMD_TOOLS = {
+    "/lib/systemd/systemd": "systemd",
+    "/lib/systemd/systemd-logind": "systemd",
+    "dbus-daemon": "dbus-daemon",
+    "/usr/lib/systemd/user/dbus.socket": "dbus-user-session",
+    "/lib/*/security/pam_systemd.so": "libpam-systemd",
+}
+
+
+def search_path() -> str:
+    """PATH with the directories that an ordinary user's PATH leaves out."""
+    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+def missing(tools: dict[str, str], path: str) -> list[str]:
+    """The packages of those `tools` (program or absolute pattern → package) that are not there."""
+    found = {tool for tool in tools if shutil.which(tool, path=path) or _matches(tool)}
+    return sorted({package for tool, package in tools.items() if tool not in found})
+
+
+def install(packages: Sequence[str]) -> None:
+    """Install `packages` on this host, where it may; SetupError where not."""
+    command = "apt-get install --no-install-recommends " + " ".join(packages)
+    if not shutil.which("apt-get"):
+        raise SetupError(f"not a Debian host and these are missing: {' '.join(packages)}")
+    if os.geteuid() != 0:
+        raise SetupError(f"only root may install what is missing: {command}")
+    say(command)
+    apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
+    flags = ["--yes", "--no-install-recommends", "--no-upgrade"]
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    run([*apt, "update"], env=env)
+    run([*apt, "install", *flags, "--download-only", *packages], env=env)
+    # dpkg must not be killed half-way: an interruption waits until it is done.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        run([*apt, "install", *flags, *packages], env=env)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+
+class Archive:
+    """The packages of one Debian suite, fetched with apt state under `folder`."""
+
+    def __init__(self, suite: str, folder: Path) -> None:
+        self._folder = folder
+        for name in ("lists/partial", "archives/partial", "packages"):
+            (folder / name).mkdir(parents=True)
+        # With no package "installed", apt names everything that a kernel is made of.
+        (folder / "status").touch()
+        (folder / "sources").write_text(f"deb [signed-by={KEYRING}] {archive_uri()} {suite} main\n")
+        run(["apt-get", *self._options(), "-q", "update"])
+
+    def closure(self, package: str, prefix: str) -> list[str]:
+        """`package` and what it depends on, as far as the names begin with `prefix`."""
+        flags = ["-q", "--simulate", "--no-install-recommends"]
+        out = text(["apt-get", *self._options(), *flags, "install", package])
+        words = [line.split() for line in out.splitlines() if line.startswith("Inst ")]
+        return [word[1] for word in words if word[1].startswith(prefix)]
+
+    def unpack(self, packages: Iterable[str], to: Path) -> None:
+        """Fetch `packages` and unpack their files under `to`; no script of theirs runs."""
+        downloads = self._folder / "packages"
+        run(["apt-get", *self._options(), "-q", "download", *packages], cwd=downloads)
+        for package in sorted(downloads.glob("*.deb")):
+            run(["dpkg-deb", "--extract", str(package), str(to)])
+            package.unlink()
+
+    def _options(self) -> list[str]:
+        settings = {
+            "Dir::Etc::sourcelist": self._folder / "sources",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "Dir::State::lists": self._folder / "lists",
+            "Dir::State::status": self._folder / "status",
+            "Dir::Cache": self._folder,
+            "APT::Sandbox::User": "",  # the folder may lie where _apt cannot go
+            "Acquire::Languages": "none",
+        }
+        return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+
+def archive_uri() -> str:
+    """The address of the Debian archive among this host's apt sources; apt itself reads them."""
+    if not shutil.which("apt-get"):
+        raise SetupError("kernels come from Debian, and this host has no apt-get")
+    form = "$(ORIGIN)|$(LABEL)|$(REPO_URI)"
+    out = text(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    for line in out.splitlines():
+        origin, label, uri = line.split("|", 2)
+        if (origin, label) == ("Debian", "Debian"):
+            return uri
+    raise SetupError("no Debian archive in this host's apt sources (is `apt-get update` missing?)")
+
+
+def say(message: str) -> None:
+    """One line about the preparation, on stderr."""
+    print(f"test-vm: {message}", file=sys.stderr, flush=True)
+
+
+def run(command: Sequence[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    """Run `command`, its output on our stderr; SetupError where it fails."""
+    try:
+        subprocess.run(
+            command, cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SetupError(f"{command[0]}: {error}") from error
+
+
+def text(command: Sequence[str]) -> str:
+    """The output of `command`; SetupError where it fails."""
+    try:
+        done = subprocess.run(
+            command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SetupError(f"{command[0]}: {error}") from error
+    return done.stdout
+
+
+def _matches(tool: str) -> bool:
+    return tool.startswith("/") and bool(glob.glob(tool))
