@@ -60,7 +60,9 @@ class Job:
 
 def pytest_command(arguments: Sequence[str]) -> tuple[str, ...]:
     """The tests' command, with the interpreter (and so the virtual environment) of this one."""
-    return (sys.executable, "-m", "pytest", *arguments, f"--junit-xml={protocol.REPORT_FILE}")
+    report = f"--junit-xml={protocol.REPORT_FILE}"
+    # Its plugin imports hypothesis at every start, seconds in here; the tests still can.
+    return (sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", report, *arguments)
 
 
 def initramfs(kernel: Kernel, job: Job, accounts: etc.Accounts) -> bytes:

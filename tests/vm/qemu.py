@@ -37,7 +37,7 @@ class Streams:
 @contextmanager
 def machine_folder(initramfs: bytes, disk_size: int) -> Iterator[Path]:
     """A temporary folder with the files that QEMU opens at its start."""
-    with tempfile.TemporaryDirectory(prefix="container-vm-") as name:
+    with tempfile.TemporaryDirectory(prefix="testvm-") as name:
         folder = Path(name)
         (folder / "initramfs").write_bytes(initramfs)
         with (folder / "disk").open("wb") as disk:
