@@ -230,7 +230,10 @@ def encode_start(
         raise launch_error("request", errno.E2BIG, "arguments and environment are too large")
     source_count = sum(source is not None for source in sources) if by_fd else 0
     # As execve will leave them to another user than root; the working directory is entered before.
-    effective = base.effective if request.uid == 0 else base.ambient
+    root = request.uid == 0
+    effective, permitted = (
+        (base.effective, base.permitted) if root else (base.ambient, base.ambient)
+    )
     # In the order of the struct: the initialiser of cffi knows its layout.
     header = ffi.new(
         "struct start *",
@@ -239,7 +242,7 @@ def encode_start(
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), hostname, cwd),
             *(request.uid, request.gid, request.umask, source_count),
-            *(base.bounding, effective, base.permitted, base.inheritable, base.ambient),
+            *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])

@@ -68,8 +68,8 @@ static void prepare_container(struct container *container, struct request *reque
     uint32_t slot = (uint32_t)(container - launcher.containers);
     struct progress progress = {.row = -1};
     long result = prepare_child(&progress, request, container->pid, container->sync);
-    if (result == -EPIPE) /* the child is gone already, and its page says why */
-        result = 0;
+    if (result < 0 && container->arena->progress.error != 0)
+        result = 0; /* the child is gone already, and its page says why */
     if (result == 0)
         result = watch(container->channel, EVENT_CHANNEL, slot);
     if (result == 0 && (container->flags & START_QUIET) == 0) /* else SIGCHLD will do */

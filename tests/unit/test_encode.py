@@ -160,10 +160,12 @@ def test_a_request_reads_back_as_it_was_made(
     assert (read.string(start.hostname), read.string(start.cwd)) == (base.hostname, request.cwd)
     for name in ("uid", "gid", "umask"):
         assert getattr(start, name) == getattr(request, name)
-    for name in ("clone_flags", "bounding", "permitted", "inheritable", "ambient"):
+    for name in ("clone_flags", "bounding", "inheritable", "ambient"):
         assert getattr(start, name) == getattr(base, name)
     # What another user than root is executed with is what is ambient.
-    assert start.effective == (base.effective if request.uid == 0 else base.ambient)
+    root = request.uid == 0
+    assert start.effective == (base.effective if root else base.ambient)
+    assert start.permitted == (base.permitted if root else base.ambient)
     for span, maps in ((start.uid_map, uids), (start.gid_map, gids)):
         lines = read.bytes_of(span).decode().splitlines()
         assert [tuple(map(int, line.split())) for line in lines] == [
