@@ -281,7 +281,7 @@ def make_competitors(stack: ExitStack, directory: Path, callers_mib: list[int]) 
     return competitors
 
 
-def run_rounds(competitors: list[Competitor], rounds: int, warm_up: int = 3) -> None:
+def run_rounds(competitors: list[Competitor], rounds: int, burst: int, warm_up: int = 3) -> None:
     for competitor in competitors:
         try:
             for _ in range(warm_up):
@@ -292,7 +292,7 @@ def run_rounds(competitors: list[Competitor], rounds: int, warm_up: int = 3) -> 
     for _ in range(rounds):
         random.shuffle(present)
         for competitor in present:
-            competitor.samples.append(competitor.measure())
+            competitor.samples += [competitor.measure() for _ in range(burst)]
 
 
 # ---- system calls of one start ----
@@ -434,6 +434,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What one container costs.")
     parser.add_argument("--rounds", type=int, default=200, help="default 200")
     parser.add_argument(
+        "--burst",
+        type=int,
+        default=1,
+        help="starts in a row before the next competitor's turn (1: each finds cold caches)",
+    )
+    parser.add_argument(
         "--caller-mib", type=int, action="append", help="caller's size, repeatable (20, 1024)"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
@@ -456,7 +462,7 @@ def main() -> None:
         config = json.dumps(bundle_config(directory / "root"))
         (directory / "bundle" / "config.json").write_text(config)
         competitors = make_competitors(stack, directory, arguments.caller_mib or [20, 1024])
-        run_rounds(competitors, arguments.rounds)
+        run_rounds(competitors, arguments.rounds, arguments.burst)
         rows = make_rows(competitors)
         counts = system_calls(competitors, directory)
     print_report(rows, counts, arguments.rounds)

@@ -161,6 +161,7 @@ def boot(kernel: kernels.Kernel, name: str, options: Options) -> tuple[Seen, str
     console = options.report / f"{stem}.console"
     report = options.report / f"{stem}.xml"
     report.unlink(missing_ok=True)
+    console.write_bytes(b"")  # an earlier run's must not speak for this one
     with ExitStack() as stack:
         job = make_job(options)
         content = machine.initramfs(kernel, job, read_accounts())

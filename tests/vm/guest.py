@@ -210,6 +210,8 @@ def spawn(config: Config) -> tuple[int, int]:
     if pid == 0:
         try:
             become_command(config, theirs)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(127)
     os.close(theirs)
