@@ -95,7 +95,7 @@ def _add_run(commands: Any) -> None:
     add("-v", action="append", default=[], metavar="SRC:DST[:ro]", help="bind a host path")
     add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
     add("-w", metavar="DIR", help="working directory (default: /)")
-    add("-u", metavar="UID[:GID]", help="user inside the container (default: 0)")
+    add("-u", metavar="USER[:GROUP]", help="names or numbers inside the container (default: 0)")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
     add("--timeout", type=float, metavar="S", help="seconds after which everything is killed")
     add("--hostname", metavar="NAME", help="host name inside (default: container)")

@@ -31,7 +31,7 @@ _MAX_INT = 2**31 - 1
 _MAX_SIZE = 2**63 - 1  # loff_t
 _RLIM_INFINITY = 2**64 - 1
 _PATH_MAX = 4096  # include/uapi/linux/limits.h, with the final NUL
-_NGROUPS_MAX = 65536
+MAX_GROUPS = 65536  # NGROUPS_MAX, include/uapi/linux/limits.h
 _HOST_NAME_MAX = 64
 _MAX_SIGNAL = 64
 _MAX_EXTENTS = 340  # lines of a uid_map, user_namespaces(7)
@@ -238,7 +238,7 @@ def _unique(items: Sequence[Any], attribute: str, field: str) -> None:
 
 _SIZE = re.compile(r"([0-9]{1,20})(?:([KMGTPE])(?:I(?:B)?)?|B)?", re.ASCII | re.IGNORECASE)
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,9}")
-_USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\$?")
+_USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}\$?")
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_+.-]{0,127}")
 
 
@@ -271,21 +271,28 @@ def parse_duration(value: float | timedelta, field: str = "timeout") -> float:
     return float(seconds)
 
 
-def parse_user(value: int | str, field: str = "user") -> tuple[int, int | None]:
-    """Uid and gid of ``uid``, ``"uid"`` or ``"uid:gid"``; the gid is None where not given.
+def parse_id(text: str, field: str) -> int:
+    """A user's or group's id: a plain decimal number from 0 to 2**32 - 2; else `ConfigError`."""
+    if not _DECIMAL.fullmatch(text):
+        _fail(field, f"{_show(text)} is no plain decimal number")
+    number: int = _id(int(text), field)
+    return number
 
-    Strictly decimal, from 0 to 2**32 - 2: nothing else may end up as an id (CVE-2024-40635).
-    `UnsupportedError` for names, `ConfigError` for all else.
+
+def parse_user(value: int | str, field: str = "user") -> tuple[int | str, int | str | None]:
+    """User and group of ``uid``, ``"user"`` or ``"user:group"``; no group: None.
+
+    Each is an id (``int``) or a name (``str``). Ids are strictly decimal, from 0 to 2**32 - 2, and
+    nothing that begins like a number is a name: neither may end up as the other (CVE-2024-40635).
     """
     if not isinstance(value, str):
-        return _id(value, field), None
+        number: int = _id(value, field)
+        return number, None
     parts = value.split(":")
-    if len(parts) <= 2 and all(map(_DECIMAL.fullmatch, parts)):
-        ids = [_id(int(part), field) for part in parts]
-        return ids[0], ids[1] if len(ids) > 1 else None
-    if len(parts) <= 2 and all(_DECIMAL.fullmatch(p) or _USER_NAME.fullmatch(p) for p in parts):
-        raise UnsupportedError(f"names are not supported yet: {_show(value)}", field=field)
-    _fail(field, f"{_show(value)} is not 'uid' or 'uid:gid' in plain decimal numbers")
+    if len(parts) > 2 or not all(_DECIMAL.fullmatch(p) or _USER_NAME.fullmatch(p) for p in parts):
+        _fail(field, f"{_show(value)} is not 'user' or 'user:group', each a plain number or name")
+    ids = [parse_id(part, field) if part[0].isdigit() else part for part in parts]
+    return ids[0], ids[1] if len(ids) > 1 else None
 
 
 def _user(value: int | str, field: str) -> int | str:
@@ -706,8 +713,11 @@ class Process(_Checked):
 
     ``args[0]`` is the program, looked up in the PATH of ``env`` where it has no slash. ``env`` is
     added to PATH, HOME, TERM and LANG, the caller's is never inherited. ``cwd`` is absolute and
-    inside the container. ``user`` is a uid, ``"uid"`` or ``"uid:gid"`` of the container, None
-    its root. ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
+    inside the container. ``user`` is ``"user"`` or ``"user:group"`` of the container, each a
+    number or a name, or a uid; None is its root. Names are looked up in ``/etc/passwd`` and
+    ``/etc/group`` of the container's root, nowhere else; a name without a group gets its primary
+    and its supplementary groups from there, a number gets group 0. ``groups`` are added to them.
+    ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
     object with ``fileno()``, PIPE or DEVNULL; ``stderr`` also STDOUT. With a file descriptor a
     Process cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
     """
@@ -716,7 +726,7 @@ class Process(_Checked):
     env: Annotated[Mapping[str, str] | None, _optional(_mapping("=\0"))] = None
     cwd: Annotated[StrPath | None, _optional(_absolute)] = None
     user: Annotated[int | str | None, _optional(_user)] = None
-    groups: Annotated[Sequence[int], _sequence(_id, most=_NGROUPS_MAX)] = ()
+    groups: Annotated[Sequence[int], _sequence(_id, most=MAX_GROUPS)] = ()
     umask: Annotated[int, _int(0, 0o777, oct)] = 0o022
     _: KW_ONLY  # the API has parameters to come before these
     rlimits: Annotated[Sequence[Rlimit], _sequence(_instance(Rlimit))] = ()

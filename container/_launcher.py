@@ -469,6 +469,14 @@ def closing_on_error(child: Child) -> Iterator[None]:
         raise
 
 
+def open_below(root: int, path: str) -> int:
+    """An O_PATH fd of what ``path`` is to a process with the fd ``root`` as its root."""
+    fd: int = lib.open_below(root, os.fsencode(path))
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), path)
+    return above_stdio(fd)
+
+
 def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     """As ``socket.send_fds``, which drops its flags (CPython 3.11)."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]

@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import Self, cast
 
 from container import _ids
+from container._accounts import look_up
 from container._capabilities import to_mask
-from container._config import Config, HostRoot, IDMapping, Namespaces, Process, parse_user
+from container._config import MAX_GROUPS, Config, HostRoot, IDMapping, Namespaces, Process
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._launcher import (
     MAX_ROWS,
@@ -36,6 +37,7 @@ from container._rootfs import (
     needs_locked_mounts,
     plan_rows,
 )
+from container._users import Account
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INFINITY = 2**64 - 1
@@ -128,8 +130,9 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
         config, os.geteuid(), os.getegid(), user_namespace, _cwd_for(config)
     )
     identity = foundation.identity
-    uid, gid, groups = _ids_of(process, identity)
-    env = _environment(process, uid)
+    account = look_up(process.user, config)
+    groups = _groups_of(process, account, identity)
+    env = _environment(process, account)
     flags |= foundation.base.flags
     if identity.maps is None and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
@@ -142,8 +145,8 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
         groups=groups,
         limits=_limits(process),
         cwd=str(process.cwd or "/"),
-        uid=uid,
-        gid=gid,
+        uid=account.uid,
+        gid=account.gid,
         umask=process.umask,
     )
     return Plan(request, identity)
@@ -201,31 +204,36 @@ def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
 
-def _ids_of(process: Process, identity: Identity) -> tuple[int, int, Sequence[int]]:
-    uid, gid = parse_user(process.user) if process.user is not None else (0, 0)
-    gid = gid or 0
+def _groups_of(process: Process, account: Account, identity: Identity) -> Sequence[int]:
+    """The supplementary groups to set; `ConfigError` for an id that the container has not."""
     uids, gids = identity.known
+    single = bool(identity.flags & StartFlag.DENY_SETGROUPS)
+    given = () if single else account.groups  # with a single id they could mean nothing
     if identity.flags & StartFlag.FRESH_USER:
-        wanted = [("user", uid, uids), ("user", gid, gids)]
+        wanted = [("user", account.uid, uids), ("user", account.gid, gids)]
         wanted += [(f"groups[{i}]", group, gids) for i, group in enumerate(process.groups)]
+        wanted += [("user", group, gids) for group in given]
         for field, number, mappings in wanted:
             if not _has_id(number, mappings):
                 raise ConfigError(
                     f"id {number} is not mapped into this container's user namespace", field=field
                 )
-    if identity.flags & StartFlag.DENY_SETGROUPS:
+    if single:
         if process.groups:
             raise UnsupportedError(
                 "groups cannot be set in a container with a single id (setgroups(2) is denied)",
                 field="groups",
             )
-        return uid, gid, ()
+        return ()
     # The primary group among them: a file that denies it must deny it however it is checked.
-    return uid, gid, tuple(dict.fromkeys((gid, *process.groups)))
+    groups = tuple(dict.fromkeys((account.gid, *given, *process.groups)))
+    if len(groups) > MAX_GROUPS:
+        raise ConfigError(f"at most {MAX_GROUPS} with those of the user", field="groups")
+    return groups
 
 
-def _environment(process: Process, uid: int) -> dict[str, str]:
-    home = "/root" if uid == 0 else "/"
+def _environment(process: Process, account: Account) -> dict[str, str]:
+    home = account.home or ("/root" if account.uid == 0 else "/")
     env = {"PATH": _DEFAULT_PATH, "HOME": home, "TERM": "xterm", "LANG": "C.UTF-8"}
     return env | dict(process.env or {})
 

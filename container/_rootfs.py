@@ -68,6 +68,7 @@ _ETC_SHARED = (
 )
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
 _GROUP = b"root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
+HOST_ROOT_USERS = {"/etc/passwd": _PASSWD.decode(), "/etc/group": _GROUP.decode()}
 _NSSWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\n"
 _TTY_GROUP = 5
 

@@ -25,6 +25,9 @@
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
 #ifndef __WALL
 #define __WALL 0x40000000
 #endif
@@ -36,6 +39,7 @@ extern const unsigned char container_launcher_image[];
 extern const unsigned long container_launcher_image_size;
 
 enum { STACK_SIZE = 65536, HIGH_FD = 16, FIRST_FREE_FD = 6 };
+enum { NO_MAGIC_LINKS = 0x02, IN_ROOT = 0x10, OPEN_TRIES = 128 }; /* linux/openat2.h */
 
 struct intermediate {
     struct spawn *spawn;
@@ -51,6 +55,18 @@ const void *launcher_image(void)
 uint64_t launcher_image_size(void)
 {
     return container_launcher_image_size;
+}
+
+int open_below(int root, const char *path)
+{
+    const struct {
+        uint64_t flags, mode, resolve;
+    } how = {O_PATH | O_CLOEXEC, 0, NO_MAGIC_LINKS | IN_ROOT};
+    long fd = -1;
+    errno = EAGAIN; /* again is: somebody renamed or mounted while ".." was being resolved */
+    for (int i = 0; i < OPEN_TRIES && fd < 0 && errno == EAGAIN; i++)
+        fd = syscall(SYS_openat2, root, path, &how, sizeof how);
+    return fd < 0 ? -errno : (int)fd;
 }
 
 static int place_fds(const int *fds, int count)

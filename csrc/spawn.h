@@ -17,6 +17,9 @@ struct spawn {
 /* Start the launcher as nobody's child; return its pid, or -1 with spawn->error set. */
 int spawn_launcher(struct spawn *spawn);
 
+/* openat2 of `path` in a root of its own, without magic links, O_PATH; an fd, or -errno. */
+int open_below(int root, const char *path);
+
 const void *launcher_image(void);
 uint64_t launcher_image_size(void);
 #endif

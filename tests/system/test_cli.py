@@ -271,7 +271,7 @@ WRONG = {
     "timeout that is NaN": (["run", "--timeout", "nan", "--", "true"], "--timeout"),
     "long host name": (["run", "--hostname", "x" * 300, "--", "true"], "hostname"),
     "id with a slash": (["run", "--name", "../x", "--", "true"], "'../x'"),
-    "user by name": (["run", "-u", "daemon", "--", "true"], "daemon"),
+    "unknown user": (["run", "-u", "daemon", "--", "true"], "daemon"),
 }
 
 

@@ -20,12 +20,12 @@ PACKAGE = Path(container.__file__).parent
 WORDS = {"_errors", "_capabilities", "_config"}
 """The vocabulary: what everything else may speak of."""
 
-LEAVES = {"_ids", "_rootfs"}
+LEAVES = {"_ids", "_rootfs", "_users"}
 """Each knows one thing, and none of them another."""
 
 DOOR = WORDS | LEAVES | {"_launcher"}
 
-MIDDLE = DOOR | {"_plan", "_streams", "_process"}
+MIDDLE = DOOR | {"_accounts", "_plan", "_streams", "_process"}
 
 ARROWS = {
     "_errors": set[str](),
@@ -33,7 +33,8 @@ ARROWS = {
     "_config": {"_errors", "_capabilities"},
     **{leaf: WORDS for leaf in LEAVES},
     "_launcher": WORDS | LEAVES | {"_native"},
-    "_plan": DOOR,
+    "_accounts": DOOR,
+    "_plan": DOOR | {"_accounts"},
     "_streams": DOOR,
     "_process": DOOR | {"_streams"},
     "_container": MIDDLE,

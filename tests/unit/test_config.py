@@ -679,19 +679,34 @@ def test_a_user_that_is_no_plain_number_is_refused(user: Any) -> None:
     assert config_error(Process, ["a"], user=user).field == "user"
 
 
-@pytest.mark.parametrize("user", ["root", "nobody:nogroup", "0:root", "root:0", "_apt", "pc$"])
-def test_user_names_are_unsupported_by_name(user: str) -> None:
-    assert unsupported_field(Process, ["a"], user=user) == "user"
+@pytest.mark.parametrize(
+    ("user", "parts"),
+    [
+        ("root", ("root", None)),
+        ("nobody:nogroup", ("nobody", "nogroup")),
+        ("0:root", (0, "root")),
+        ("root:0", ("root", 0)),
+        ("_apt", ("_apt", None)),
+        ("pc$", ("pc$", None)),
+    ],
+)
+def test_a_name_stays_a_name_until_there_is_a_root(user: str, parts: tuple[object, object]) -> None:
+    assert parse_user(user) == parts
+    assert Process(["a"], user=user).user == user
 
 
-@given(st.text(max_size=12) | st.from_regex(r"[0-9: +-]{1,12}"))
-def test_only_canonical_decimals_become_ids(user: str) -> None:
+@given(st.text(max_size=12) | st.from_regex(r"[0-9a-z: +-]{1,12}"))
+def test_only_canonical_decimals_become_ids_and_what_begins_like_one_is_no_name(user: str) -> None:
     try:
-        uid, gid = parse_user(user)
-    except (ConfigError, UnsupportedError):
+        parts = parse_user(user)
+    except ConfigError:
         return
-    assert user == (f"{uid}" if gid is None else f"{uid}:{gid}")
-    assert 0 <= uid <= 2**32 - 2 and 0 <= (gid or 0) <= 2**32 - 2
+    assert user == ":".join(str(part) for part in parts if part is not None)
+    for part in parts:
+        if isinstance(part, int):
+            assert 0 <= part <= 2**32 - 2
+        elif part is not None:
+            assert part[0].isalpha() or part[0] == "_"
 
 
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who the user of a process is in the root that its container will have, before there is one.
+
+What is found is an id of that image's own choosing, whoever changes the image meanwhile. Its files
+are opened below its root, without magic links, and only where they are regular and small.
+"""
+
+import os
+import stat
+
+from container._config import Config, HostRoot, Mount
+from container._errors import ConfigError
+from container._launcher import open_below
+from container._rootfs import HOST_ROOT_USERS
+from container._users import Account, find_account
+
+_LARGEST = 1 << 20  # bytes of a passwd or group file
+
+
+def look_up(user: int | str | None, config: Config) -> Account:
+    """The account of a ``Process.user``; `ConfigError` for a name that leads to no plain id."""
+    if user is None:
+        return Account(0, 0, (), "/root")
+    return find_account(user, lambda path: _read(path, config))
+
+
+def _read(path: str, config: Config) -> str | None:
+    """The text of a file as the container will see it; None where there is none.
+
+    A mount counts where its target leads to the path as it is written, links aside.
+    """
+    mount = next((each for each in _mounts(config) if _covers(each, path)), None)
+    if mount is not None:
+        rest = path[len(str(mount.target)) :]
+        return _read_below(str(mount.source), rest, path) if mount.type == "bind" else None
+    if config.root is None or isinstance(config.root, HostRoot):
+        return HOST_ROOT_USERS[path]
+    return _read_below(str(config.root), path, path)
+
+
+def _mounts(config: Config) -> list[Mount]:
+    """The last of them first: it is on top."""
+    extra = config.root.extra if isinstance(config.root, HostRoot) else ()
+    return [*extra, *config.mounts][::-1]
+
+
+def _covers(mount: Mount, path: str) -> bool:
+    return f"{path}/".startswith(f"{mount.target}/")
+
+
+def _read_below(top: str, rest: str, path: str) -> str | None:
+    try:
+        fd = os.open(top, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not rest:
+                return _text_of(fd, path)
+            found = open_below(fd, rest)
+            try:
+                return _text_of(found, path)
+            finally:
+                os.close(found)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} of the container's root: {error.strerror}", field="user"
+        ) from None
+
+
+def _text_of(fd: int, path: str) -> str:
+    # Looked at before it is opened: to open a fifo or a device is to do something with it.
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{path} of the container's root is no regular file", field="user")
+    if status.st_size > _LARGEST:
+        raise ConfigError(f"{path} of the container's root is larger than 1 MiB", field="user")
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with open(os.open(f"/proc/self/fd/{fd}", flags), "rb") as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ConfigError(f"{path} of the container's root is larger than 1 MiB", field="user")
+    return data.decode("utf-8", "surrogateescape")
