@@ -416,7 +416,6 @@ def test_a_bad_parameter_is_named(options: dict[str, Any], field: str) -> None:
         ({"cpus": 1.5}, "cpus"),
         ({"pids": 5}, "pids"),
         ({"network": "host"}, "network"),
-        ({"user": "nobody"}, "user"),
     ],
 )
 def test_what_is_not_there_yet_is_named(options: dict[str, Any], field: str) -> None:
