@@ -22,6 +22,7 @@ LAUNCHER_SOURCES = [
         "rights",
         "runtime",
         "start",
+        "walls",
     )
 ]
 # The launcher's own flags: nothing of the interpreter's (its -fPIC, -g, LTO) fits a program

@@ -220,6 +220,60 @@ def _time(value: datetime, field: str) -> datetime:
         _fail(field, f"{_show(value)} is out of range")
 
 
+# Those of a namespace that a container can have of its own; all of net. is one, too.
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}"
+    for name in (
+        *("msgmax", "msgmnb", "msgmni", "sem", "shm_rmid_forced", "shmall", "shmmax", "shmmni"),
+    )
+)
+_SYSCTL_COMPONENT = re.compile(r"[A-Za-z0-9_:@-][A-Za-z0-9_.:@-]*")
+
+
+def sysctl_path(name: str) -> tuple[str, ...]:
+    """The components below /proc/sys, by sysctl(8): whichever of '.' and '/' comes first divides,
+    and the other one stands for it within a component.
+    """
+    dot, slash = (position if position >= 0 else len(name) for position in map(name.find, "./"))
+    if dot < slash:
+        name = name.translate({ord("."): "/", ord("/"): "."})
+    return tuple(name.split("/"))
+
+
+def _sysctl(value: Mapping[str, str], field: str) -> "_FrozenMapping":
+    frozen: _FrozenMapping = _mapping("=\0")(value, field)
+    for name, content in frozen.items():
+        path = sysctl_path(name)
+        if not all(map(_SYSCTL_COMPONENT.fullmatch, path)):
+            _fail(f"{field}[{name!r}]", "is no name such as 'net.ipv4.ip_forward'")
+        if sysctl_namespace(path) is None:
+            _fail(f"{field}[{name!r}]", "is the whole machine's, it has no value of a container's")
+        if not content:
+            _fail(f"{field}[{name!r}]", "must not be empty")
+    return frozen
+
+
+def sysctl_namespace(path: Sequence[str]) -> str | None:
+    """The namespace that this sysctl belongs to, as the kernel spells it; None: to none."""
+    if len(path) > 2 and path[0] == "net":
+        return "net"
+    if ".".join(path) in _IPC_SYSCTLS or (len(path) > 2 and list(path[:2]) == ["fs", "mqueue"]):
+        return "ipc"
+    return None
+
+
+_PROC_OPTION = re.compile(
+    "hidepid=(?:0|1|2|4|off|noaccess|invisible|ptraceable)|subset=pid", re.ASCII
+)
+
+
+def _proc_options(value: str, field: str) -> str:
+    options = _text(value, field).split(",")
+    if not all(map(_PROC_OPTION.fullmatch, options)):
+        _fail(field, f"{_show(value)} is not made of 'hidepid=...' and 'subset=pid', see proc(5)")
+    return value
+
+
 _bool = _instance(bool)
 _id = _int(0, _MAX_ID)
 
@@ -598,6 +652,7 @@ def _root(value: StrPath | HostRoot, field: str) -> str | HostRoot:
 
 
 _DEFAULT_CAPABILITIES = Capabilities.default()
+_NO_NAMES = _FrozenMapping({})
 _IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=_MAX_EXTENTS)]
 
 
@@ -611,6 +666,19 @@ class Config(_Checked):
     their order. ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges
     that are chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay
     reachable for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
+
+    ``masked_paths`` show as empty and ``readonly_paths`` cannot be written, submounts included;
+    one that is not there is left out (OCI runtime-spec, config-linux). None means Docker's: of
+    ``/proc`` and ``/sys`` what tells of the machine, and ``/proc/sys`` and the like read-only.
+    ``nested`` opens a wall on purpose: user namespaces may be made inside, so that containers can
+    be, and ``None`` for paths means none, for a new ``/proc`` is refused beside a covered one.
+    Else the container's user namespace allows none below it. (Whoever has CAP_SYS_ADMIN and
+    CAP_SYS_RESOURCE in there can allow them again. With ``namespaces.user=False`` there is no
+    such limit.)
+
+    ``sysctl`` are values for the container's own namespaces: ``net.*``, ``fs.mqueue.*`` and the
+    IPC ones of ``kernel.*``. ``proc_options`` are ``"hidepid=invisible"`` and ``"subset=pid"``,
+    with a comma between, for its ``/proc``, proc(5). ``domainname`` is the NIS domain, uname(2).
     """
 
     root: Annotated[StrPath | HostRoot | None, _optional(_root)] = None
@@ -623,6 +691,12 @@ class Config(_Checked):
     capabilities: Annotated[Capabilities, _instance(Capabilities)] = _DEFAULT_CAPABILITIES
     _: KW_ONLY  # the API has parameters to come before these
     no_new_privileges: Annotated[bool, _bool] = True
+    nested: Annotated[bool, _bool] = False
+    masked_paths: Annotated[Sequence[StrPath] | None, _optional(_sequence(_target))] = None
+    readonly_paths: Annotated[Sequence[StrPath] | None, _optional(_sequence(_target))] = None
+    sysctl: Annotated[Mapping[str, str], _sysctl] = _NO_NAMES
+    proc_options: Annotated[str | None, _optional(_proc_options)] = None
+    domainname: Annotated[str | None, _optional(_hostname)] = None
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
@@ -632,6 +706,12 @@ class Config(_Checked):
             raise UnsupportedError("False is not supported yet", field="namespaces.pid")
         if not self.namespaces.uts and self.hostname != "container":
             _fail("hostname", "needs namespaces.uts: it would become the host's name")
+        if not self.namespaces.uts and self.domainname is not None:
+            _fail("domainname", "needs namespaces.uts: it would become the host's")
+        for name in self.sysctl:
+            kind = sysctl_namespace(sysctl_path(name))
+            if not getattr(self.namespaces, str(kind)):
+                _fail(f"sysctl[{name!r}]", f"needs namespaces.{kind}: it would be the host's")
         _unique(self.mounts, "target", "mounts")
         self._check_mappings("uid_mappings", self.uid_mappings, "gid_mappings")
         self._check_mappings("gid_mappings", self.gid_mappings, "uid_mappings")

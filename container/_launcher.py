@@ -98,6 +98,7 @@ class Base:
     flags: StartFlag
     table: "RowTable"
     hostname: str
+    domainname: str
     bounding: int
     effective: int
     permitted: int
@@ -224,7 +225,8 @@ def encode_start(
     numbers = [*map(blob.string, request.programs), *request.groups]
     text, gid_text = (_map_text(mappings) for mappings in maps)
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
-    hostname, cwd = blob.string(base.hostname), blob.string(request.cwd)
+    hostname, domainname = blob.string(base.hostname), blob.string(base.domainname)
+    cwd = blob.string(request.cwd)
     blob.add(b"\0")
     if blob.offset > lib.MAX_REQUEST:
         raise launch_error("request", errno.E2BIG, "arguments and environment are too large")
@@ -240,8 +242,8 @@ def encode_start(
         (
             *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
-            *(*spans, (limits_at, len(request.limits)), hostname, cwd),
-            *(request.uid, request.gid, request.umask, source_count),
+            *(*spans, (limits_at, len(request.limits)), hostname, domainname, cwd),
+            *(request.uid, request.gid, request.umask, source_count, 0),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )

@@ -182,6 +182,7 @@ def _lay_foundation(
         flags=flags,
         table=RowTable(rows),
         hostname=config.hostname if namespaces.uts else "",
+        domainname=config.domainname or "",
         bounding=to_mask(capabilities.bounding),
         effective=to_mask(capabilities.effective),
         permitted=to_mask(capabilities.permitted),
@@ -314,6 +315,14 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: Sequence[int]) -> Child
 
 # Errors ----------------------------------------------------------------------------------------
 
+_VERBS = {
+    Op.BIND: "bind",
+    Op.MOUNT: "mount",
+    Op.MASK: "mask",
+    Op.READ_ONLY: "make read-only:",
+    Op.WRITE: "set",
+}
+
 _DETAILS = {
     "request": "the launcher cannot use the request",
     "rights": "the rights of the caller changed",
@@ -342,11 +351,16 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     detail, path = _DETAILS.get(failure.step, f"step {failure.step} failed"), None
     if failure.step in ("sources", "filesystem") and 0 <= failure.row < len(plan.rows):
         row = plan.rows[failure.row]
-        verb = {Op.BIND: "bind", Op.MOUNT: "mount"}.get(row.op, "make")
+        verb = _VERBS.get(row.op, "make")
         verb = "copy the mount of" if failure.step == "sources" else verb
-        detail, path = f"cannot {verb} {row.what}", row.source if row.opened else f"/{row.target}"
+        path = row.source if row.opened else f"/{row.target}"
+        if row.op == Op.WRITE:
+            path = f"/proc/{row.target}"
+        detail = f"cannot {verb} {row.what}"
     elif failure.step == "hostname":
         detail = f"cannot set the hostname {request.base.hostname!r}"
+        if request.base.domainname:
+            detail += f" or the domain name {request.base.domainname!r}"
     elif failure.step == "rlimits" and 0 <= failure.row < len(request.limits):
         detail = f"cannot set resource limit {request.limits[failure.row][0]}"
     elif failure.step == "ids":

@@ -15,6 +15,7 @@ from functools import cache
 
 from container._capabilities import Capability
 from container._config import Config, HostRoot, IDMapping, Mount
+from container._walls import masked_paths, proc_writes, readonly_paths
 
 
 class Op(IntEnum):
@@ -25,6 +26,9 @@ class Op(IntEnum):
     DIRECTORY = 3
     FILE = 4
     SYMLINK = 5
+    MASK = 6
+    READ_ONLY = 7
+    WRITE = 8
 
 
 class RowFlag(IntFlag):
@@ -39,6 +43,9 @@ class RowFlag(IntFlag):
     NO_SYMLINKS = 1 << 6
     IDMAP_OPTIONAL = 1 << 7
     NEW_TARGET = 1 << 8
+    OPTIONAL = 1 << 9
+    DETACHED = 1 << 10
+    LATE = 1 << 11
 
 
 class Attribute(IntFlag):
@@ -158,10 +165,13 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
     else:
         rows = [_directory_root(str(root), config, around)]
         mounts = []
+    proc = len(rows)
     rows += _kernel_file_systems(config)
+    rows += _proc_writes(proc, len(rows), config)  # before anybody else's mount is in there
     rows += _devices(len(rows), around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
     rows += (_mount(mount, field, config, around) for field, mount in mounts)
+    rows += _covers(config)  # last of all: over what mounts have brought, too
     return rows
 
 
@@ -267,6 +277,7 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
         "proc at '/proc'",
         source="proc",
         flags=RowFlag.MAKE_DIRECTORY | RowFlag.NO_SYMLINKS,
+        data=_mount_options(config.proc_options),
         attributes=_SAFE,
     )
     sysfs = Row(
@@ -283,6 +294,47 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
             sysfs, op=Op.BIND, source="/sys", flags=sysfs.flags | RowFlag.RECURSIVE, opened=True
         )
     yield sysfs
+
+
+def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
+    """Values for the procfs of row ``proc``, or of one like it that has everything."""
+    writes = list(proc_writes(config, locked=needs_locked_mounts(config)))
+    if writes and "subset=" in (config.proc_options or ""):
+        proc = count
+        yield Row(
+            Op.MOUNT,
+            "",
+            "a procfs to write to",
+            source="proc",
+            flags=RowFlag.DETACHED,
+            attributes=_SAFE,
+        )
+    for write in writes:
+        yield Row(
+            Op.WRITE,
+            write.path,
+            write.what,
+            flags=RowFlag.LATE if write.late else _NO_FLAGS,
+            base=proc,
+            data=os.fsencode(write.value),
+            field=write.field,
+        )
+
+
+def _covers(config: Config) -> Iterator[Row]:
+    """Read-only first: a mask may lie within, and is read-only itself."""
+    for op, name, paths in (
+        (Op.READ_ONLY, "readonly_paths", readonly_paths(config)),
+        (Op.MASK, "masked_paths", masked_paths(config)),
+    ):
+        for index, path in enumerate(paths):
+            yield Row(
+                op,
+                path.lstrip("/"),
+                repr(path),
+                flags=RowFlag.OPTIONAL,
+                field=f"{name}[{index}]",
+            )
 
 
 def _devices(dev: int, around: Surroundings) -> Iterator[Row]:

@@ -32,16 +32,23 @@ static long close_all_but(const int *keep, uint32_t count)
     return result < 0 ? result : sys(NR_CLOSE_RANGE, from, ~0u, 0);
 }
 
+static void insert_sorted(int *fds, uint32_t count, int fd)
+{
+    uint32_t at = count;
+    for (; at > 0 && fds[at - 1] > fd; at--)
+        fds[at] = fds[at - 1];
+    fds[at] = fd;
+}
+
 static long close_all_but_own(const struct child *child)
 {
-    int keep[STDIO_COUNT + 1] = {child->sync};
-    for (uint32_t i = 0; i < STDIO_COUNT; i++) {
-        uint32_t at = i + 1;
-        for (; at > 0 && keep[at - 1] > child->stdio[i]; at--)
-            keep[at] = keep[at - 1];
-        keep[at] = child->stdio[i];
-    }
-    return close_all_but(keep, STDIO_COUNT + 1);
+    int keep[STDIO_COUNT + 2] = {child->sync};
+    uint32_t count = 1;
+    for (uint32_t i = 0; i < STDIO_COUNT; i++)
+        insert_sorted(keep, count++, child->stdio[i]);
+    if (child->filesystem.late > 0)
+        insert_sorted(keep, count++, child->filesystem.late);
+    return close_all_but(keep, count);
 }
 
 static long launcher_lives(const struct child *child)
@@ -126,13 +133,19 @@ static long raise_loopback(struct child *child)
     return result;
 }
 
-static long set_hostname(struct child *child)
+static long set_name(long number, const char *name)
 {
-    const char *name = text(child, child->start->hostname);
     size_t size = 0;
     while (name[size] != 0)
         size++;
-    return size == 0 ? 0 : sys(__NR_sethostname, name, size);
+    return size == 0 ? 0 : sys(number, name, size);
+}
+
+static long set_hostname(struct child *child)
+{
+    long result = set_name(__NR_sethostname, text(child, child->start->hostname));
+    return result < 0 ? result
+                      : set_name(__NR_setdomainname, text(child, child->start->domainname));
 }
 
 static long make_filesystem(struct child *child)
@@ -143,6 +156,7 @@ static long make_filesystem(struct child *child)
         result = sys(__NR_mount, 0, "/", 0, MS_REC | MS_PRIVATE, 0);
     child->filesystem.request = child->request;
     child->filesystem.trees = child->trees;
+    child->filesystem.mask = 0;
     if (result == 0)
         result = build_filesystem(&child->filesystem);
     child->progress->row = child->filesystem.row;
@@ -202,6 +216,8 @@ static long lock_mounts(struct child *child)
     (void)close_fd(helper_fd);
     if (result == 0)
         result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    if (result == 0) /* the helper's was the last user namespace that may be made in here */
+        result = write_late(&child->filesystem);
     return result < 0 ? result : sys(__NR_chdir, "/");
 }
 
@@ -394,6 +410,7 @@ void run_child(void *argument)
     child->start = arena->request.start;
     child->progress = &arena->progress;
     child->helper_stack = arena->helper_stack;
+    child->filesystem.late = 0;
     for (size_t i = 0; i < sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]; i++) {
         long result = begin_step(child->progress, child->start, CHILD_SEQUENCE[i].step);
         if (result == 0)

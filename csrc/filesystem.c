@@ -13,7 +13,7 @@ enum { OPENAT2_TRIES = 128 };
 
 /* EAGAIN: somebody renamed or mounted while ".." was being resolved. Bounded, so that an image
  * that keeps doing that gets an error, not our time. */
-static long open_below(int base, const char *path, uint64_t flags, uint64_t resolve)
+long open_below(int base, const char *path, uint64_t flags, uint64_t resolve)
 {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve | RESOLVE_NO_MAGICLINKS};
     long fd = -EAGAIN;
@@ -113,6 +113,8 @@ static long attach_mount(struct filesystem *fs, const struct row *row, int mount
 {
     long target, result;
     fs->mounts[fs->row] = mount;
+    if (row->flags & ROW_DETACHED)
+        return 0;
     if (fs->row == 0)
         return sys(NR_MOVE_MOUNT, mount, "", AT_FDCWD, "/", MOVE_MOUNT_FROM_EMPTY);
     if (row->flags & ROW_NEW_TARGET)
@@ -267,6 +269,12 @@ static long do_row(struct filesystem *fs, const struct row *row)
         return mount_row(fs, row);
     case ROW_DIRECTORY:
         return directory_row(fs, row);
+    case ROW_MASK:
+        return mask_row(fs, row);
+    case ROW_READ_ONLY:
+        return read_only_row(fs, row);
+    case ROW_WRITE:
+        return write_row(fs, row);
     default:
         return name_row(fs, row);
     }

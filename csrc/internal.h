@@ -45,6 +45,9 @@ struct filesystem {
     int *trees;           /* detached copies made by the launcher, by source index */
     int mounts[MAX_ROWS]; /* the mount that a row made, for rows that name it as base */
     int32_t row;
+    int mask; /* what masks are copies of; 0: not there yet */
+    int late; /* the file of the ROW_LATE row; 0: there is none */
+    const struct row *late_row;
 };
 
 struct child {
@@ -87,7 +90,14 @@ long begin_step(struct progress *progress, const struct start *start, enum step 
 long prepare_child(struct progress *progress, struct request *request, int pid, int sync);
 
 /* filesystem.c */
+long open_below(int base, const char *path, uint64_t flags, uint64_t resolve);
 long build_filesystem(struct filesystem *fs);
+
+/* walls.c: rows that take something away from what is there */
+long mask_row(struct filesystem *fs, const struct row *row);
+long read_only_row(struct filesystem *fs, const struct row *row);
+long write_row(struct filesystem *fs, const struct row *row);
+long write_late(struct filesystem *fs);
 
 /* child.c */
 void run_child(void *arena); /* does not return */

@@ -64,8 +64,11 @@ enum row_op {
     ROW_BIND = 1, /* a copy of a mount: of a source fd by the launcher, or of a path by the child */
     ROW_MOUNT,    /* a new file system: source is the type, data its options */
     ROW_DIRECTORY,
-    ROW_FILE,   /* a new regular file with data as content */
-    ROW_SYMLINK /* source is what it says */
+    ROW_FILE,      /* a new regular file with data as content */
+    ROW_SYMLINK,   /* source is what it says */
+    ROW_MASK,      /* an empty file or directory, read-only, over what is there */
+    ROW_READ_ONLY, /* what is there and below, read-only from here on */
+    ROW_WRITE      /* data into a file of the procfs that base made */
 };
 
 enum row_flag {
@@ -77,7 +80,11 @@ enum row_flag {
     ROW_MAKE_FILE = 1u << 5,      /* make a missing target, an empty file */
     ROW_NO_SYMLINKS = 1u << 6,    /* refuse a target with a symbolic link in its path */
     ROW_IDMAP_OPTIONAL = 1u << 7, /* go on where the file system cannot be idmapped */
-    ROW_NEW_TARGET = 1u << 8      /* the target is one new name in a mount of our own making */
+    ROW_NEW_TARGET = 1u << 8,     /* the target is one new name in a mount of our own making */
+    ROW_OPTIONAL = 1u << 9,       /* a target that is not there is left out */
+    ROW_DETACHED = 1u << 10,      /* the mount is for other rows only, and attached nowhere */
+    ROW_LATE = 1u << 11           /* ROW_WRITE, of one row at most: opened now, written once the
+                                     mounts are locked */
 };
 
 enum limits {
@@ -102,7 +109,7 @@ struct row {
     uint32_t target;   /* string: path below base */
     uint32_t source;   /* string: path, file system type or link text */
     int32_t source_fd; /* index of a source fd of the request, or -1 */
-    struct span data;  /* ROW_FILE: bytes; ROW_MOUNT: key NUL value NUL ..., "" value: a flag */
+    struct span data;  /* FILE, WRITE: bytes; MOUNT: key NUL value NUL ..., "" value: a flag */
     uint32_t mode;
     uint32_t attributes;   /* MOUNT_ATTR_* to set */
     uint32_t device_major; /* ROW_CHECK_DEVICE: its number; ROW_CHECK_INODE: of its file system */
@@ -133,11 +140,13 @@ struct start {
     struct span groups;   /* uint32_t */
     struct span rlimits;  /* struct limit */
     uint32_t hostname;    /* string, "" leaves it */
+    uint32_t domainname;  /* likewise */
     uint32_t cwd;         /* string */
     uint32_t uid;
     uint32_t gid;
     uint32_t umask;
     uint32_t source_count;
+    uint32_t unused;
     uint64_t bounding;
     uint64_t effective;
     uint64_t permitted;

@@ -66,7 +66,7 @@ static long check_row(const struct row *rows, uint32_t index, const struct start
                       const uint8_t *bytes, size_t size)
 {
     const struct row *row = &rows[index];
-    if (row->op < ROW_BIND || row->op > ROW_SYMLINK)
+    if (row->op < ROW_BIND || row->op > ROW_WRITE)
         return -EINVAL;
     if (index == 0 ? !makes_mount(row->op) : row->base >= index || !makes_mount(rows[row->base].op))
         return -EINVAL;
@@ -75,6 +75,8 @@ static long check_row(const struct row *rows, uint32_t index, const struct start
     if (!span_fits(row->data, 1, 1, size))
         return -EINVAL;
     if (row->op == ROW_MOUNT && !options_fit(bytes, row->data))
+        return -EINVAL;
+    if (index == 0 && row->flags & ROW_DETACHED) /* there would be no root */
         return -EINVAL;
     if (row->source_fd < -1 || row->source_fd >= (int64_t)start->source_count)
         return -EINVAL;
@@ -122,7 +124,8 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!span_fits(start->rlimits, sizeof(struct limit), 8, size))
         return -EINVAL;
-    if (!string_fits(start->hostname, size) || !string_fits(start->cwd, size))
+    if (!string_fits(start->hostname, size) || !string_fits(start->domainname, size) ||
+        !string_fits(start->cwd, size))
         return -EINVAL;
     if (!strings_fit(bytes, start->programs, size) || !vector_fits(bytes, start->args, size) ||
         !vector_fits(bytes, start->env, size) || vectors_overlap(start->args, start->env))

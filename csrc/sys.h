@@ -65,7 +65,7 @@ enum {
 #endif
 };
 
-enum { S_IFMT = 0170000, S_IFREG = 0100000, S_IFCHR = 0020000 };
+enum { S_IFMT = 0170000, S_IFREG = 0100000, S_IFDIR = 0040000, S_IFCHR = 0020000 };
 
 enum {
     CLONE_VM = 0x100,
@@ -78,6 +78,7 @@ enum {
 };
 
 enum {
+    RESOLVE_NO_XDEV = 0x01,
     RESOLVE_NO_MAGICLINKS = 0x02,
     RESOLVE_NO_SYMLINKS = 0x04,
     RESOLVE_BENEATH = 0x08,
@@ -94,7 +95,15 @@ enum {
     FSCONFIG_CMD_CREATE = 6
 };
 
-enum { MOUNT_ATTR_IDMAP = 0x00100000, MS_REC = 1 << 14, MS_PRIVATE = 1 << 18, MNT_DETACH = 2 };
+enum {
+    MOUNT_ATTR_RDONLY = 0x1,
+    MOUNT_ATTR_NOSUID = 0x2,
+    MOUNT_ATTR_NODEV = 0x4,
+    MOUNT_ATTR_NOEXEC = 0x8,
+    MOUNT_ATTR_IDMAP = 0x00100000
+};
+
+enum { MS_REC = 1 << 14, MS_PRIVATE = 1 << 18, MNT_DETACH = 2 };
 
 enum { CLOSE_RANGE_CLOEXEC = 4 };
 
@@ -130,7 +139,7 @@ enum { EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLLIN = 1, EPOLL_CLOEXEC = 020000
 enum { POLLIN = 1, POLLHUP = 0x10 };
 enum { SFD_CLOEXEC = 02000000, SFD_NONBLOCK = 04000 };
 enum { SIOCSIFFLAGS = 0x8914, IFF_UP = 1 };
-enum { STATX_BASIC = 0x7ff };
+enum { STATX_BASIC = 0x7ff, STATX_TYPE = 1, PROC_SUPER_MAGIC = 0x9fa0 };
 
 struct clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
@@ -208,6 +217,10 @@ struct statx_record {
     uint64_t inode, size, blocks, attributes_mask;
     uint64_t times[8];
     uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    uint64_t rest[14];
+};
+struct statfs_record {
+    int64_t type;
     uint64_t rest[14];
 };
 

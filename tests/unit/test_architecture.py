@@ -20,8 +20,8 @@ PACKAGE = Path(container.__file__).parent
 WORDS = {"_errors", "_capabilities", "_config"}
 """The vocabulary: what everything else may speak of."""
 
-LEAVES = {"_ids", "_rootfs", "_users"}
-"""Each knows one thing, and none of them another."""
+LEAVES = {"_ids", "_rootfs", "_users", "_walls"}
+"""Each knows one thing, and none of them another, but for what is taken out of it."""
 
 DOOR = WORDS | LEAVES | {"_launcher"}
 
@@ -32,6 +32,7 @@ ARROWS = {
     "_capabilities": {"_errors"},
     "_config": {"_errors", "_capabilities"},
     **{leaf: WORDS for leaf in LEAVES},
+    "_rootfs": WORDS | {"_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
     "_accounts": DOOR,
     "_plan": DOOR | {"_accounts"},

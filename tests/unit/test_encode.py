@@ -68,6 +68,7 @@ bases = st.builds(
     flags=st.just(StartFlag(0)),
     table=st.just(RowTable([])),
     hostname=texts,
+    domainname=texts,
     bounding=long,
     effective=long,
     permitted=long,
@@ -158,6 +159,7 @@ def test_a_request_reads_back_as_it_was_made(
     limits = read.array(start.rlimits, "struct limit", 8)
     assert [(each.resource, each.soft, each.hard) for each in limits] == request.limits
     assert (read.string(start.hostname), read.string(start.cwd)) == (base.hostname, request.cwd)
+    assert read.string(start.domainname) == base.domainname
     for name in ("uid", "gid", "umask"):
         assert getattr(start, name) == getattr(request, name)
     for name in ("clone_flags", "bounding", "inheritable", "ambient"):
@@ -213,7 +215,7 @@ def test_a_table_that_is_used_again_encodes_as_a_fresh_one(
 
 
 def request_of(**changes: Any) -> StartRequest:
-    base = Base(0, (), StartFlag(0), RowTable([Row(Op.MOUNT, "", "root")]), "", 0, 0, 0, 0, 0)
+    base = Base(0, (), StartFlag(0), RowTable([Row(Op.MOUNT, "", "root")]), "", "", 0, 0, 0, 0, 0)
     request = StartRequest(base, StartFlag(0), ["/x"], ["x"], [], [], [], "/", 0, 0, 0)
     return replace(request, **changes)
 

@@ -54,12 +54,31 @@ def plan(config: Config, around: Surroundings) -> list[str]:
     return [line_of(row) for row in plan_rows(config, LAYOUT, around)]
 
 
-def kernel(dev: int, *, tty: bool) -> list[str]:
+COVERS = [
+    *(f"read_only 0:/proc/{name} +optional" for name in ("bus", "fs", "irq", "sys")),
+    "read_only 0:/proc/sysrq-trigger +optional",
+    *(f"mask 0:/proc/{name} +optional" for name in ("acpi", "asound", "interrupts", "kcore")),
+    *(f"mask 0:/proc/{name} +optional" for name in ("keys", "latency_stats", "sched_debug")),
+    *(f"mask 0:/proc/{name} +optional" for name in ("scsi", "timer_list", "timer_stats")),
+    "mask 0:/sys/devices/virtual/powercap +optional",
+    "mask 0:/sys/firmware +optional",
+]
+"""What is over everything else, and last."""
+
+
+def limit(proc: int, *flags: str) -> str:
+    """No user namespace below the container's, by the procfs of row `proc`."""
+    words = ["write", f"{proc}:/sys/user/max_user_namespaces", "0", *flags]
+    return " ".join(words)
+
+
+def kernel(dev: int, *, tty: bool, user: bool = True) -> list[str]:
     """/proc, /sys and /dev, which is row `dev`; with a group for terminals or without."""
     node = "+check_device+make_file+new_target"
     return [
         "mount 0:/proc <- proc +make_directory+no_symlinks+nosuid+nodev+noexec",
         "mount 0:/sys <- sysfs +make_directory+no_symlinks+read_only+nosuid+nodev+noexec",
+        *([limit(dev - 3)] if user else []),
         "mount 0:/dev <- tmpfs mode 0755 size 65536k +make_directory+no_symlinks+nosuid+noexec",
         f"bind {dev}:/null <- /dev/null 1:3 {node}",
         f"bind {dev}:/zero <- /dev/zero 1:5 {node}",
@@ -112,24 +131,28 @@ HOST_ROOT = [
 def test_a_directory_root_of_a_root_caller() -> None:
     assert plan(Config("/srv/root"), LEASED) == [
         "bind 0:/ <- /srv/root +recursive+idmap+nosuid+nodev opened",
-        *kernel(3, tty=True),
+        *kernel(4, tty=True),
+        *COVERS,
     ]
 
 
 def test_a_directory_root_of_an_ordinary_user() -> None:
     assert plan(Config("/srv/root"), ONE_ID) == [
         "bind 0:/ <- /srv/root +recursive+nosuid+nodev opened",
-        *kernel(3, tty=False),
+        *kernel(4, tty=False),
+        *COVERS,
     ]
 
 
 @pytest.mark.parametrize("root", [None, HostRoot()])
 def test_a_host_root_of_a_root_caller(root: HostRoot | None) -> None:
-    assert plan(Config(root), LEASED) == [*HOST_ROOT, *kernel(len(HOST_ROOT) + 2, tty=True)]
+    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=True), *COVERS]
+    assert plan(Config(root), LEASED) == expected
 
 
 def test_a_host_root_of_an_ordinary_user_is_the_same() -> None:
-    assert plan(Config(), ONE_ID) == [*HOST_ROOT, *kernel(len(HOST_ROOT) + 2, tty=False)]
+    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=False), *COVERS]
+    assert plan(Config(), ONE_ID) == expected
 
 
 def test_nothing_of_the_host_is_idmapped_in_a_host_root() -> None:
@@ -140,7 +163,7 @@ def test_nothing_of_the_host_is_idmapped_in_a_host_root() -> None:
     assert not [line_of(row) for row in rows if row.flags & RowFlag.IDMAP]
 
 
-def test_mounts_come_last_and_in_their_order() -> None:
+def test_mounts_come_before_the_covers_and_in_their_order() -> None:
     mounts = [
         Mount.tmpfs("/data", size="1M", mode=0o700),
         Mount.bind("/srv/in", "/data/in", read_only=True),
@@ -151,21 +174,36 @@ def test_mounts_come_last_and_in_their_order() -> None:
         "bind 0:/data/in <- /srv/in +recursive+idmap+idmap_optional+read_only+nosuid+nodev opened",
         "bind 0:/data/out <- out +recursive+idmap+nosuid+nodev opened",
     ]
-    assert plan(Config("/srv/root", mounts=mounts), LEASED)[-3:] == expected
+    assert plan(Config("/srv/root", mounts=mounts), LEASED)[-3 - len(COVERS) :] == [
+        *expected,
+        *COVERS,
+    ]
     without = [each.replace("+idmap+", "+") for each in expected]
-    assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3:] == without
+    assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3 - len(COVERS) :] == [
+        *without,
+        *COVERS,
+    ]
 
 
 def test_the_field_of_a_mount_is_where_it_was_written() -> None:
     config = Config(
         HostRoot(extra=["/srv/a", Mount.tmpfs("/b")]), mounts=[Mount.tmpfs("/c"), Mount.tmpfs("/d")]
     )
-    fields = [row.field for row in plan_rows(config, LAYOUT, LEASED)[-4:]]
-    assert fields == ["root.extra[0]", "root.extra[1]", "mounts[0]", "mounts[1]"]
+    fields = [row.field for row in plan_rows(config, LAYOUT, LEASED)]
+    assert fields[-4 - len(COVERS) : -len(COVERS)] == [
+        *("root.extra[0]", "root.extra[1]", "mounts[0]", "mounts[1]")
+    ]
+    assert fields[-1] == "masked_paths[11]"
 
 
 def test_with_new_privileges_set_user_id_programs_of_the_image_may_work() -> None:
-    config = Config("/srv/root", no_new_privileges=False, mounts=[Mount.bind("/srv/in", "/data")])
+    config = Config(
+        "/srv/root",
+        no_new_privileges=False,
+        mounts=[Mount.bind("/srv/in", "/data")],
+        masked_paths=(),
+        readonly_paths=(),
+    )
     lines = plan(config, LEASED)
     assert "nosuid" not in lines[0]
     assert "nosuid" not in lines[-1]
@@ -191,12 +229,72 @@ def test_names_are_resolved_as_the_host_does_where_the_network_is_the_hosts() ->
 
 
 def test_terminals_have_their_group_where_there_are_all_ids() -> None:
-    assert plan(Config("/srv/root"), NO_NAMESPACE)[1:] == kernel(3, tty=True)
+    config = Config("/srv/root", Namespaces(user=False))
+    assert plan(config, NO_NAMESPACE)[1:] == [*kernel(3, tty=True, user=False), *COVERS]
 
 
 def test_the_hostname_is_in_etc_hosts() -> None:
     lines = plan(Config(hostname="web-1"), LEASED)
     assert "file 0:/etc/hosts 127.0.0.1 localhost|::1 localhost|127.0.1.1 web-1| 644" in lines
+
+
+# What is covered and written ----------------------------------------------------------------------
+
+
+def walls(config: Config) -> list[str]:
+    """The rows that take something away or write, of a container with a directory as root."""
+    words = ("mask", "read_only", "write")
+    return [line for line in plan(config, LEASED) if line.split()[0] in words]
+
+
+def test_paths_that_are_given_replace_the_default_ones() -> None:
+    config = Config("/srv/root", masked_paths=["/etc/secret", "/a//b/"], readonly_paths=["/data"])
+    assert walls(config) == [
+        limit(1),
+        "read_only 0:/data +optional",
+        "mask 0:/etc/secret +optional",
+        "mask 0:/a/b +optional",
+    ]
+    assert walls(Config("/srv/root", masked_paths=[], readonly_paths=[])) == [limit(1)]
+
+
+def test_where_containers_shall_nest_nothing_is_covered_but_what_is_asked_for() -> None:
+    assert walls(Config("/srv/root", nested=True)) == []
+    config = Config("/srv/root", nested=True, masked_paths=["/etc/secret"])
+    assert walls(config) == ["mask 0:/etc/secret +optional"]
+
+
+def test_the_limit_of_user_namespaces_waits_for_the_one_that_locks_the_mounts() -> None:
+    config = Config("/srv/root", capabilities=Capabilities.all())
+    assert walls(config)[0] == limit(1, "+late")
+
+
+def test_sysctls_come_in_their_order_and_before_any_mount_that_was_asked_for() -> None:
+    config = Config(
+        "/srv/root",
+        sysctl={
+            "net.ipv4.conf.eth0/1.forwarding": "1",
+            "net/ipv4/conf/eth0.1/proxy_arp": "0",
+            "kernel.sem": "1 2 3 4",
+            "fs.mqueue.msg_max": "5",
+        },
+        mounts=[Mount.tmpfs("/proc/sys/net")],
+    )
+    lines = plan(config, LEASED)
+    assert lines[3:8] == [
+        "write 1:/sys/net/ipv4/conf/eth0.1/forwarding 1",
+        "write 1:/sys/net/ipv4/conf/eth0.1/proxy_arp 0",
+        "write 1:/sys/kernel/sem 1 2 3 4",
+        "write 1:/sys/fs/mqueue/msg_max 5",
+        limit(1),
+    ]
+
+
+def test_a_proc_with_pids_only_is_not_the_one_that_is_written_to() -> None:
+    config = Config("/srv/root", proc_options="hidepid=2,subset=pid")
+    lines = plan(config, LEASED)
+    assert lines[1].startswith("mount 0:/proc <- proc hidepid 2 subset pid +")
+    assert lines[3:5] == ["mount 0:/ <- proc +detached+nosuid+nodev+noexec", limit(3)]
 
 
 # What holds for every list ------------------------------------------------------------------------
@@ -248,7 +346,7 @@ def test_every_list_is_one_that_the_launcher_can_carry_out(
         assert row.base < max(index, 1)
         assert rows[row.base].op in {Op.BIND, Op.MOUNT}
         assert not row.target.startswith("/")
-        assert row.target or index == 0
+        assert row.target or index == 0 or row.flags & RowFlag.DETACHED
         # A source is opened by the caller, or is a device that the child checks.
         if row.op == Op.BIND:
             assert row.opened or row.flags & RowFlag.CHECK_DEVICE
