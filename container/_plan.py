@@ -35,6 +35,7 @@ from container._rootfs import (
     Surroundings,
     host_layout,
     needs_locked_mounts,
+    place_of,
     plan_rows,
 )
 from container._users import Account
@@ -353,9 +354,7 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
         row = plan.rows[failure.row]
         verb = _VERBS.get(row.op, "make")
         verb = "copy the mount of" if failure.step == "sources" else verb
-        path = row.source if row.opened else f"/{row.target}"
-        if row.op == Op.WRITE:
-            path = f"/proc/{row.target}"
+        path = row.source if row.opened else place_of(plan.rows, row)
         detail = f"cannot {verb} {row.what}"
     elif failure.step == "hostname":
         detail = f"cannot set the hostname {request.base.hostname!r}"

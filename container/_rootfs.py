@@ -171,7 +171,7 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
     rows += _devices(len(rows), around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
     rows += (_mount(mount, field, config, around) for field, mount in mounts)
-    rows += _covers(config)  # last of all: over what mounts have brought, too
+    rows += _covers(rows, config)  # last of all: over what mounts have brought, too
     return rows
 
 
@@ -321,20 +321,51 @@ def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
         )
 
 
-def _covers(config: Config) -> Iterator[Row]:
-    """Read-only first: a mask may lie within, and is read-only itself."""
+def _covers(rows: Sequence[Row], config: Config) -> Iterator[Row]:
+    """Masks first: what is made read-only is a copy of all that lies there, masks included."""
+    places = [
+        f"{place_of(rows, row)}/".lstrip("/") if row.op in (Op.BIND, Op.MOUNT) else None
+        for row in rows
+    ]
     for op, name, paths in (
-        (Op.READ_ONLY, "readonly_paths", readonly_paths(config)),
         (Op.MASK, "masked_paths", masked_paths(config)),
+        (Op.READ_ONLY, "readonly_paths", readonly_paths(config)),
     ):
         for index, path in enumerate(paths):
+            base, target = _below_last_mount(path.lstrip("/"), places)
             yield Row(
                 op,
-                path.lstrip("/"),
+                target,
                 repr(path),
                 flags=RowFlag.OPTIONAL,
+                base=base,
                 field=f"{name}[{index}]",
             )
+
+
+def place_of(rows: Sequence[Row], row: Row) -> str:
+    """Where a row is in the container, as an absolute path."""
+    if row.flags & RowFlag.DETACHED:
+        return "/proc"
+    parts = [row.target]
+    while row.base:
+        row = rows[row.base]
+        parts.append(row.target)
+    return "/" + "/".join(part for part in reversed(parts) if part not in ("", "."))
+
+
+def _below_last_mount(path: str, places: Sequence[str | None]) -> tuple[int, str]:
+    """The row of the mount that a path lies in, and the rest of the path.
+
+    What is covered of our own /proc is found below that mount's fd, never through the image:
+    whoever can rename in the image at the same time (another container with the same root) could
+    have us look for it elsewhere.
+    """
+    for base in range(len(places) - 1, -1, -1):
+        place = places[base]
+        if place is not None and f"{path}/".startswith(place):
+            return base, path[len(place) :] or "."
+    raise AssertionError("row 0 holds every path")
 
 
 def _devices(dev: int, around: Surroundings) -> Iterator[Row]:

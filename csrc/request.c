@@ -116,6 +116,8 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!flags_fit(start->clone_flags))
         return -EINVAL;
+    if (start->flags & START_GATE && start->flags & START_QUIET) /* it would wait unheard */
+        return -EINVAL;
     if (start->source_count > MAX_SOURCES || start->args.count == 0 || start->programs.count == 0)
         return -EINVAL;
     if (!span_fits(start->uid_map, 1, 1, size) || !span_fits(start->gid_map, 1, 1, size))

@@ -5,9 +5,9 @@
  *
  * Nothing of the image is used for any of it. A mask is a copy of a mount of ours, an empty
  * read-only tmpfs with a file in it, never the image's /dev/null (CVE-2025-31133); a target is
- * opened once, as the container would resolve it, and covered by that fd; a value is written
- * through the procfs that this child mounted, before anything else could be mounted in it, and the
- * fd is asked whether it really is one (CVE-2019-16884, CVE-2025-52881).
+ * opened once, below the mount that it lies in, and covered by that fd; a value is written
+ * through the procfs that this child mounted, before anything else could be mounted in it, and that
+ * is asked whether it really is one (CVE-2019-16884, CVE-2025-52881).
  */
 #include "internal.h"
 
@@ -125,21 +125,18 @@ long read_only_row(struct filesystem *fs, const struct row *row)
     return result;
 }
 
-/* A file of the procfs that a row made: below its top, in that very mount, and in a procfs. */
+/* A file of the procfs that a row made. No other mount is crossed on the way, so what is true of
+ * the base is true of the file. */
 static long open_proc_file(struct filesystem *fs, const struct row *row)
 {
     struct statfs_record statfs;
-    long result;
-    long fd = open_below(fs->mounts[row->base], text(fs, row->target), O_WRONLY,
-                         RESOLVE_BENEATH | RESOLVE_NO_XDEV);
-    if (fd < 0)
-        return fd;
-    result = sys(__NR_fstatfs, fd, &statfs);
+    int base = fs->mounts[row->base];
+    long result = sys(__NR_fstatfs, base, &statfs);
     if (result == 0 && statfs.type != PROC_SUPER_MAGIC)
         result = -EXDEV;
     if (result < 0)
-        (void)close_fd((int)fd);
-    return result < 0 ? result : fd;
+        return result;
+    return open_below(base, text(fs, row->target), O_WRONLY, RESOLVE_BENEATH | RESOLVE_NO_XDEV);
 }
 
 static long write_value(struct filesystem *fs, const struct row *row, int fd)

@@ -20,6 +20,7 @@ from container._rootfs import (
     Surroundings,
     host_layout,
     needs_locked_mounts,
+    place_of,
     plan_rows,
 )
 
@@ -54,16 +55,24 @@ def plan(config: Config, around: Surroundings) -> list[str]:
     return [line_of(row) for row in plan_rows(config, LAYOUT, around)]
 
 
-COVERS = [
-    *(f"read_only 0:/proc/{name} +optional" for name in ("bus", "fs", "irq", "sys")),
-    "read_only 0:/proc/sysrq-trigger +optional",
-    *(f"mask 0:/proc/{name} +optional" for name in ("acpi", "asound", "interrupts", "kcore")),
-    *(f"mask 0:/proc/{name} +optional" for name in ("keys", "latency_stats", "sched_debug")),
-    *(f"mask 0:/proc/{name} +optional" for name in ("scsi", "timer_list", "timer_stats")),
-    "mask 0:/sys/devices/virtual/powercap +optional",
-    "mask 0:/sys/firmware +optional",
-]
-"""What is over everything else, and last."""
+MASKED_IN_PROC = (
+    *("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug"),
+    *("scsi", "timer_list", "timer_stats"),
+)
+
+
+def covers(proc: int) -> list[str]:
+    """What is over everything else, and last: below the procfs of row `proc`, and the sysfs."""
+    return [
+        *(f"mask {proc}:/{name} +optional" for name in MASKED_IN_PROC),
+        f"mask {proc + 1}:/devices/virtual/powercap +optional",
+        f"mask {proc + 1}:/firmware +optional",
+        *(f"read_only {proc}:/{name} +optional" for name in ("bus", "fs", "irq", "sys")),
+        f"read_only {proc}:/sysrq-trigger +optional",
+    ]
+
+
+COVERS = len(covers(0))
 
 
 def limit(proc: int, *flags: str) -> str:
@@ -132,7 +141,7 @@ def test_a_directory_root_of_a_root_caller() -> None:
     assert plan(Config("/srv/root"), LEASED) == [
         "bind 0:/ <- /srv/root +recursive+idmap+nosuid+nodev opened",
         *kernel(4, tty=True),
-        *COVERS,
+        *covers(1),
     ]
 
 
@@ -140,18 +149,18 @@ def test_a_directory_root_of_an_ordinary_user() -> None:
     assert plan(Config("/srv/root"), ONE_ID) == [
         "bind 0:/ <- /srv/root +recursive+nosuid+nodev opened",
         *kernel(4, tty=False),
-        *COVERS,
+        *covers(1),
     ]
 
 
 @pytest.mark.parametrize("root", [None, HostRoot()])
 def test_a_host_root_of_a_root_caller(root: HostRoot | None) -> None:
-    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=True), *COVERS]
+    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=True), *covers(len(HOST_ROOT))]
     assert plan(Config(root), LEASED) == expected
 
 
 def test_a_host_root_of_an_ordinary_user_is_the_same() -> None:
-    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=False), *COVERS]
+    expected = [*HOST_ROOT, *kernel(len(HOST_ROOT) + 3, tty=False), *covers(len(HOST_ROOT))]
     assert plan(Config(), ONE_ID) == expected
 
 
@@ -174,14 +183,14 @@ def test_mounts_come_before_the_covers_and_in_their_order() -> None:
         "bind 0:/data/in <- /srv/in +recursive+idmap+idmap_optional+read_only+nosuid+nodev opened",
         "bind 0:/data/out <- out +recursive+idmap+nosuid+nodev opened",
     ]
-    assert plan(Config("/srv/root", mounts=mounts), LEASED)[-3 - len(COVERS) :] == [
+    assert plan(Config("/srv/root", mounts=mounts), LEASED)[-3 - COVERS :] == [
         *expected,
-        *COVERS,
+        *covers(1),
     ]
     without = [each.replace("+idmap+", "+") for each in expected]
-    assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3 - len(COVERS) :] == [
+    assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3 - COVERS :] == [
         *without,
-        *COVERS,
+        *covers(1),
     ]
 
 
@@ -190,10 +199,10 @@ def test_the_field_of_a_mount_is_where_it_was_written() -> None:
         HostRoot(extra=["/srv/a", Mount.tmpfs("/b")]), mounts=[Mount.tmpfs("/c"), Mount.tmpfs("/d")]
     )
     fields = [row.field for row in plan_rows(config, LAYOUT, LEASED)]
-    assert fields[-4 - len(COVERS) : -len(COVERS)] == [
+    assert fields[-4 - COVERS : -COVERS] == [
         *("root.extra[0]", "root.extra[1]", "mounts[0]", "mounts[1]")
     ]
-    assert fields[-1] == "masked_paths[11]"
+    assert fields[-1] == "readonly_paths[4]"
 
 
 def test_with_new_privileges_set_user_id_programs_of_the_image_may_work() -> None:
@@ -230,7 +239,7 @@ def test_names_are_resolved_as_the_host_does_where_the_network_is_the_hosts() ->
 
 def test_terminals_have_their_group_where_there_are_all_ids() -> None:
     config = Config("/srv/root", Namespaces(user=False))
-    assert plan(config, NO_NAMESPACE)[1:] == [*kernel(3, tty=True, user=False), *COVERS]
+    assert plan(config, NO_NAMESPACE)[1:] == [*kernel(3, tty=True, user=False), *covers(1)]
 
 
 def test_the_hostname_is_in_etc_hosts() -> None:
@@ -251,11 +260,28 @@ def test_paths_that_are_given_replace_the_default_ones() -> None:
     config = Config("/srv/root", masked_paths=["/etc/secret", "/a//b/"], readonly_paths=["/data"])
     assert walls(config) == [
         limit(1),
-        "read_only 0:/data +optional",
         "mask 0:/etc/secret +optional",
         "mask 0:/a/b +optional",
+        "read_only 0:/data +optional",
     ]
     assert walls(Config("/srv/root", masked_paths=[], readonly_paths=[])) == [limit(1)]
+
+
+def test_a_path_is_covered_below_the_last_mount_that_it_lies_in() -> None:
+    config = Config(
+        "/srv/root",
+        nested=True,
+        mounts=[Mount.tmpfs("/data/below"), Mount.tmpfs("/data"), Mount.tmpfs("/database")],
+        masked_paths=["/data/below/x", "/data", "/dataset", "/database/y", "/dev/shm/z", "/dev/x"],
+    )
+    rows = plan_rows(config, LAYOUT, LEASED)
+    masks = [row for row in rows if row.op == Op.MASK]
+    found = [(rows[row.base].target, row.target) for row in masks]
+    assert found == [
+        *(("data", "below/x"), ("data", "."), ("", "dataset"), ("database", "y")),
+        *(("shm", "z"), ("dev", "x")),
+    ]
+    assert [place_of(rows, row) for row in masks] == list(config.masked_paths or ())
 
 
 def test_where_containers_shall_nest_nothing_is_covered_but_what_is_asked_for() -> None:
