@@ -74,6 +74,20 @@ static long make_path(int base, char *path, int directory, uint32_t mode, uint64
     }
 }
 
+/* A link of the image may lead to its root. What is mounted there would cover nothing: the root is
+ * entered by its fd, below that. */
+long refuse_root(const struct filesystem *fs, int target)
+{
+    enum { WANTED = STATX_INO | STATX_MNT_ID };
+    struct statx_record found, root;
+    long result = sys(__NR_statx, target, "", AT_EMPTY_PATH, WANTED, &found);
+    if (result == 0)
+        result = sys(__NR_statx, fs->mounts[0], "", AT_EMPTY_PATH, WANTED, &root);
+    if (result < 0)
+        return result;
+    return found.inode == root.inode && found.mount_id == root.mount_id ? -EBUSY : 0;
+}
+
 static char *row_target(struct filesystem *fs, const struct row *row)
 {
     return (char *)(fs->request->bytes + row->target);
@@ -122,7 +136,10 @@ static long attach_mount(struct filesystem *fs, const struct row *row, int mount
     target = open_target(fs, row);
     if (target < 0)
         return target;
-    result = sys(NR_MOVE_MOUNT, mount, "", target, "", MOVE_MOUNT_FROM_EMPTY | MOVE_MOUNT_TO_EMPTY);
+    result = row->flags & ROW_NO_SYMLINKS ? 0 : refuse_root(fs, (int)target);
+    if (result == 0)
+        result =
+            sys(NR_MOVE_MOUNT, mount, "", target, "", MOVE_MOUNT_FROM_EMPTY | MOVE_MOUNT_TO_EMPTY);
     (void)close_fd((int)target);
     return result;
 }

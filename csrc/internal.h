@@ -91,6 +91,7 @@ long prepare_child(struct progress *progress, struct request *request, int pid, 
 
 /* filesystem.c */
 long open_below(int base, const char *path, uint64_t flags, uint64_t resolve);
+long refuse_root(const struct filesystem *fs, int target);
 long build_filesystem(struct filesystem *fs);
 
 /* walls.c: rows that take something away from what is there */

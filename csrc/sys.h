@@ -34,6 +34,7 @@ enum {
     EAGAIN = 11,
     ENOMEM = 12,
     EACCES = 13,
+    EBUSY = 16,
     EEXIST = 17,
     EXDEV = 18,
     ENODEV = 19,
@@ -139,7 +140,13 @@ enum { EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLLIN = 1, EPOLL_CLOEXEC = 020000
 enum { POLLIN = 1, POLLHUP = 0x10 };
 enum { SFD_CLOEXEC = 02000000, SFD_NONBLOCK = 04000 };
 enum { SIOCSIFFLAGS = 0x8914, IFF_UP = 1 };
-enum { STATX_BASIC = 0x7ff, STATX_TYPE = 1, PROC_SUPER_MAGIC = 0x9fa0 };
+enum {
+    STATX_BASIC = 0x7ff,
+    STATX_TYPE = 0x1,
+    STATX_INO = 0x100,
+    STATX_MNT_ID = 0x1000,
+    PROC_SUPER_MAGIC = 0x9fa0
+};
 
 struct clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
@@ -217,7 +224,8 @@ struct statx_record {
     uint64_t inode, size, blocks, attributes_mask;
     uint64_t times[8];
     uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-    uint64_t rest[14];
+    uint64_t mount_id;
+    uint64_t rest[13];
 };
 struct statfs_record {
     int64_t type;

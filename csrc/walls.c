@@ -94,8 +94,14 @@ static long make_read_only(int target)
 /* What is there, resolved as the container would; -ENOENT also where a file stands in the way. */
 static long open_existing(struct filesystem *fs, const struct row *row)
 {
+    long result;
     long fd = open_below(fs->mounts[row->base], text(fs, row->target), O_PATH, RESOLVE_IN_ROOT);
-    return fd == -ENOTDIR ? -ENOENT : fd;
+    if (fd < 0)
+        return fd == -ENOTDIR ? -ENOENT : fd;
+    result = row->base == 0 ? refuse_root(fs, (int)fd) : 0;
+    if (result < 0)
+        (void)close_fd((int)fd);
+    return result < 0 ? result : fd;
 }
 
 static int left_out(const struct row *row, long fd)

@@ -176,6 +176,7 @@ def test_a_file_is_bound_where_a_link_leads_in_the_container(image: Path, outsid
         "/dangling/below",
         "/loop",
         "/loop/below",
+        "/to-the-root",
         "/etc/file/below",
         "/proc/self/cwd/below",
         "/proc/self/root/below",
@@ -191,6 +192,7 @@ def test_a_target_that_cannot_be_had_is_refused_and_nothing_is_made(
 ) -> None:
     (image / "dangling").symlink_to(outside / "missing")
     (image / "loop").symlink_to("loop")
+    (image / "to-the-root").symlink_to("/")
     (image / "etc/file").write_text("a file")
     before = tree(image.parent)
     for mount in (Mount.tmpfs(target), Mount.bind(outside, target)):

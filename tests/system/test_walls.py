@@ -121,6 +121,7 @@ def test_a_link_to_be_masked_leads_where_it_leads_in_the_container(image: Path) 
     ("path", "number"),
     [
         ("/etc/loop", errno.ELOOP),
+        ("/etc/root", errno.EBUSY),
         ("/proc/self/root", errno.ELOOP),
         ("/proc/self/fd/0", errno.ELOOP),
         ("/" + "x" * 300, errno.ENAMETOOLONG),
@@ -130,6 +131,7 @@ def test_a_path_that_cannot_be_covered_is_an_error(
     image: Path, name: str, path: str, number: int
 ) -> None:
     options: dict[str, Any] = {name: [path]}
+    (image / "etc/root").symlink_to("../..")
     config = Config(image, **options)
     with pytest.raises(LaunchError) as caught:
         container.run(["true"], config=config)
