@@ -236,9 +236,11 @@ def start(config: Config, process: Process) -> str:
             box.run(process)
         except ContainerError as error:
             return type(error).__name__
-        assert box.pid is not None
+        pid = box.pid
         try:
-            check_walls(box.pid, config)
+            if pid is None:
+                return "ended"
+            check_walls(pid, config)
         except OSError:
             box.wait()  # for ever, if that was not the reason
             return "ended"
