@@ -25,7 +25,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from container import __version__
-from container._config import DEVNULL, PIPE, STDOUT, Config, Process, parse_duration
+from container._config import DEVNULL, PIPE, STDOUT, Config, Overlay, Process, parse_duration
 from container._container import Container
 from container._errors import ContainerError, LaunchError, UnsupportedError
 from container._oneshot import parse_bind
@@ -40,7 +40,7 @@ _OUTPUT_CHUNK = 1 << 14
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
-_LATER_WITH_VALUE = ("--memory", "--cpus", "--pids", "-p", "--overlay")
+_LATER_WITH_VALUE = ("--memory", "--cpus", "--pids", "-p")
 _LATER_FLAGS = ("-t", "-d", "--init")
 
 
@@ -91,7 +91,9 @@ def _add_run(commands: Any) -> None:
     )
     parser.set_defaults(call=_run)
     add = parser.add_argument
-    add("--root", metavar="DIR", help="directory that becomes / (default: the host's /usr)")
+    root = parser.add_mutually_exclusive_group().add_argument
+    root("--root", metavar="DIR", help="directory that becomes / (default: the host's /usr)")
+    root("--overlay", metavar="DIR", help="the same, but what is changed goes with the container")
     add("-v", action="append", default=[], metavar="SRC:DST[:ro]", help="bind a host path")
     add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
     add("-w", metavar="DIR", help="working directory (default: /)")
@@ -123,7 +125,8 @@ def _doctor(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.net != "none":
         raise UnsupportedError("only 'none' is supported yet", field="--net")
-    config = Config(root=options.root, mounts=[parse_bind(bind, "-v") for bind in options.v])
+    root = options.root if options.overlay is None else Overlay(options.overlay)
+    config = Config(root=root, mounts=[parse_bind(bind, "-v") for bind in options.v])
     if options.hostname is not None:
         config = replace(config, hostname=options.hostname)
     stdin, stdout, stderr = _streams(options.i)

@@ -512,41 +512,88 @@ class MountFlags(IntFlag, boundary=STRICT):
 
 
 _NO_FLAGS = MountFlags(0)
-_PROPAGATION = MountFlags.PRIVATE | MountFlags.SLAVE | MountFlags.SHARED
+_PROPAGATION = (MountFlags.PRIVATE, MountFlags.SLAVE, MountFlags.SHARED)
 _MOUNT_TYPES = {
     "bind": MountFlags.BIND | MountFlags.BIND_READ_ONLY,
     "tmpfs": MountFlags.TMPFS,
     "proc": MountFlags.PROC,
     "sysfs": MountFlags.SYSFS,
     "devpts": MountFlags.DEVPTS,
+    "mqueue": _NO_FLAGS,
 }
 
 
 def _mount_type(given: str | None, flags: MountFlags) -> str:
     """The one type that ``type`` and ``flags`` agree on."""
-    if flags & _PROPAGATION:
-        raise UnsupportedError("PRIVATE, SLAVE and SHARED are not supported yet", field="flags")
     types = {name for name, bits in _MOUNT_TYPES.items() if flags & bits}
     types |= {given} if given is not None else set()
     if not types:
-        _fail("type", "say what to mount: 'bind' or 'tmpfs', here or by a flag")
+        _fail("type", "say what to mount: 'bind', 'tmpfs' and so on, here or by a flag")
     if len(types) > 1:
         _fail("flags", f"contradictory: {', '.join(map(_show, sorted(types)))}")
     (kind,) = types
-    if kind not in ("bind", "tmpfs"):
-        field = "flags" if given is None else "type"
-        raise UnsupportedError(f"{_show(kind)} mounts are not supported yet", field=field)
+    if kind not in _MOUNT_TYPES:
+        raise UnsupportedError(f"{_show(kind)} mounts are not supported", field="type")
     return kind
+
+
+@dataclass(frozen=True, slots=True)
+class IDMapping(_Checked):
+    """``size`` ids from ``container_id`` inside are those from ``host_id`` outside.
+
+    One line of uid_map or gid_map, user_namespaces(7).
+    """
+
+    container_id: Annotated[int, _id]
+    host_id: Annotated[int, _id]
+    size: Annotated[int, _int(1, _MAX_ID + 1)]
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        first = max(self.container_id, self.host_id)
+        if first + self.size > _MAX_ID + 1:
+            _fail("size", f"{self.size} ids from {first} go beyond the last id, {_MAX_ID}")
+
+    def _overlaps(self, other: "IDMapping") -> bool:
+        pairs = (self.container_id, other.container_id), (self.host_id, other.host_id)
+        return any(a < b + other.size and b < a + self.size for a, b in pairs)
+
+
+_IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=_MAX_EXTENTS)]
+
+
+def _check_mappings(holder: Any) -> None:
+    for name, other in (("uid_mappings", "gid_mappings"), ("gid_mappings", "uid_mappings")):
+        mappings = getattr(holder, name)
+        if mappings and not getattr(holder, other):
+            _fail(other, f"must be given together with {name}")
+        for index, mapping in enumerate(mappings):
+            if any(map(mapping._overlaps, mappings[:index])):
+                _fail(f"{name}[{index}]", "overlaps one before it")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount(_Checked):
     """A mount inside the container, best made by `bind` or `tmpfs`.
 
-    ``source`` is a path of the host; ``target`` is absolute, below the container's root; ``type``
-    ("bind", "tmpfs") and ``flags`` may each be left out where the other says it; ``data`` are
-    the options that tmpfs takes, such as ``"size=64m,mode=1777"`` (tmpfs(5)). A bind includes the
-    mounts below its source, and BIND_READ_ONLY makes those read-only too.
+    ``source`` is a path of the host; ``target`` is absolute, below the container's root, and made
+    where it is missing. ``type`` (``"bind"``, ``"tmpfs"``, ``"proc"``, ``"sysfs"``, ``"devpts"``,
+    ``"mqueue"``) and ``flags`` may each be left out where the other says it; ``data`` are the
+    options of the file system, such as ``"size=64m,mode=1777"`` (tmpfs(5)).
+
+    A bind includes the mounts below its source unless ``recursive`` is False; what is said of a
+    mount holds for those too. ``read_only``, ``nosuid``, ``nodev`` and ``noexec`` are those of
+    mount(8). Left out, ``read_only`` is that of the flags, and True for sysfs; ``nosuid`` is False
+    only in a Config with ``no_new_privileges=False``, ``nodev`` only for devpts.
+
+    Flags of propagation (mount_namespaces(7)): PRIVATE, which all are by default; SLAVE shows what
+    the host mounts below the source later; SHARED heads a group of its own, in which namespaces
+    made inside take part. Nothing that is mounted inside ever shows on the host.
+
+    ``idmap`` True shows the owners of files as ids of the container (host's root as its root),
+    False as they are, None leaves that to the defaults. ``uid_mappings`` and ``gid_mappings``
+    map from ids of the file system (``container_id``) to those of the host, as OCI has it. For
+    binds of a root caller only.
     """
 
     source: Annotated[StrPath | None, _optional(_path)]
@@ -554,25 +601,57 @@ class Mount(_Checked):
     type: Annotated[str | None, _optional(_text)] = None
     flags: Annotated[MountFlags, _instance(MountFlags)] = _NO_FLAGS
     data: Annotated[str | None, _optional(_text)] = None
+    _: KW_ONLY
+    read_only: Annotated[bool | None, _optional(_bool)] = None
+    nosuid: Annotated[bool | None, _optional(_bool)] = None
+    nodev: Annotated[bool | None, _optional(_bool)] = None
+    noexec: Annotated[bool, _bool] = False
+    recursive: Annotated[bool, _bool] = True
+    idmap: Annotated[bool | None, _optional(_bool)] = None
+    uid_mappings: _IDMappings = ()
+    gid_mappings: _IDMappings = ()
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
-        kind, flags = _mount_type(self.type, self.flags), MountFlags.TMPFS
+        kind = _mount_type(self.type, self.flags)
         if kind == "bind":
-            flags = self.flags & MountFlags.BIND_READ_ONLY or MountFlags.BIND
-            if self.source is None:
-                _fail("source", "a bind mount needs a source")
-            if self.data:
-                _fail("data", "a bind mount takes no options, the kernel would ignore them")
+            self._check_bind()
+        else:
+            self._check_new(kind)
         # One spelling of each mount, so that equal mounts compare equal.
+        said = bool(self.flags & MountFlags.BIND_READ_ONLY) or kind == "sysfs"
+        read_only = said if self.read_only is None else self.read_only
+        flags = next(iter(_MOUNT_TYPES[kind]), _NO_FLAGS)
+        flags = MountFlags.BIND_READ_ONLY if kind == "bind" and read_only else flags
+        self._set("read_only", read_only)
+        self._set("nodev", kind != "devpts" if self.nodev is None else self.nodev)
         self._set("type", kind)
-        self._set("flags", flags)
+        self._set("flags", flags | self._propagation())
         self._set("data", self.data or None)
 
-    @property
-    def read_only(self) -> bool:
-        """Whether the container cannot write here."""
-        return bool(self.flags & MountFlags.BIND_READ_ONLY)
+    def _propagation(self) -> MountFlags:
+        said = [flag for flag in _PROPAGATION if self.flags & flag]
+        if len(said) > 1:
+            _fail("flags", f"contradictory: {', '.join(str(flag.name) for flag in said)}")
+        return _NO_FLAGS if said in ([], [MountFlags.PRIVATE]) else said[0]
+
+    def _check_bind(self) -> None:
+        if self.source is None:
+            _fail("source", "a bind mount needs a source")
+        if self.data:
+            _fail("data", "a bind mount takes no options, the kernel would ignore them")
+        if self.flags & MountFlags.BIND_READ_ONLY and self.read_only is False:
+            _fail("read_only", "contradicts BIND_READ_ONLY")
+        _check_mappings(self)
+        if self.uid_mappings and self.idmap is not None:
+            _fail("idmap", "is said by uid_mappings already")
+
+    def _check_new(self, kind: str) -> None:
+        if self.flags & MountFlags.SLAVE:
+            _fail("flags", f"SLAVE needs a bind: nothing is mounted below a new {kind} yet")
+        for name, default in (("idmap", None), ("uid_mappings", ()), ("gid_mappings", ())):
+            if getattr(self, name) != default:
+                _fail(name, "needs a bind mount")
 
     @classmethod
     def bind(cls, source: StrPath, target: StrPath, read_only: bool = False) -> Self:
@@ -599,28 +678,6 @@ class Mount(_Checked):
         return cls(None, target, "tmpfs", MountFlags.TMPFS, ",".join(options) or None)
 
 
-@dataclass(frozen=True, slots=True)
-class IDMapping(_Checked):
-    """``size`` ids from ``container_id`` inside are those from ``host_id`` outside.
-
-    One line of uid_map or gid_map, user_namespaces(7).
-    """
-
-    container_id: Annotated[int, _id]
-    host_id: Annotated[int, _id]
-    size: Annotated[int, _int(1, _MAX_ID + 1)]
-
-    def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
-        first = max(self.container_id, self.host_id)
-        if first + self.size > _MAX_ID + 1:
-            _fail("size", f"{self.size} ids from {first} go beyond the last id, {_MAX_ID}")
-
-    def _overlaps(self, other: "IDMapping") -> bool:
-        pairs = (self.container_id, other.container_id), (self.host_id, other.host_id)
-        return any(a < b + other.size and b < a + self.size for a, b in pairs)
-
-
 def _host_mount(value: Mount | StrPath, field: str) -> Mount:
     if isinstance(value, Mount):
         return value
@@ -643,17 +700,49 @@ class HostRoot(_Checked):
         _unique(self.extra, "target", "extra")
 
 
-def _root(value: StrPath | HostRoot, field: str) -> str | HostRoot:
-    if isinstance(value, HostRoot):
+_MAX_LAYERS = 500  # fs/overlayfs/params.h: OVL_MAX_STACK
+
+
+def _layers(value: StrPath | Sequence[StrPath], field: str) -> tuple[str, ...]:
+    if isinstance(value, str | os.PathLike):
+        value = (value,)
+    layers: tuple[str, ...] = _sequence(_path, most=_MAX_LAYERS)(value, field)
+    return layers or _fail(field, "needs at least one directory")
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay(_Checked):
+    """A root made of directories that stay as they are: what is changed goes into another one.
+
+    ``lower`` is a directory or several, of which the first covers the others (overlayfs, "lower
+    layers"); mounts below them do not show. ``upper`` is the directory that takes the changes and
+    keeps them: a deleted file is a character device 0:0 there, a replaced directory has the
+    attribute ``user.overlay.opaque`` (``trusted.overlay.opaque`` without a user namespace). None:
+    a tmpfs that goes with the container. ``work`` is an empty directory on the same mount as
+    ``upper``, None the path of ``upper`` with ``.work`` behind it, which is made if need be and
+    stays. Neither may be used by two containers at a time.
+    """
+
+    lower: Annotated[StrPath | Sequence[StrPath], _layers]
+    upper: Annotated[StrPath | None, _optional(_path)] = None
+    work: Annotated[StrPath | None, _optional(_path)] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.work is not None and self.upper is None:
+            _fail("work", "needs upper: without it both are in a tmpfs")
+
+
+def _root(value: StrPath | HostRoot | Overlay, field: str) -> str | HostRoot | Overlay:
+    if isinstance(value, HostRoot | Overlay):
         return value
     if not isinstance(value, str | os.PathLike):
-        _expected("str, os.PathLike or HostRoot", value, field)
+        _expected("str, os.PathLike, HostRoot or Overlay", value, field)
     return _path(value, field)
 
 
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
-_IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=_MAX_EXTENTS)]
 
 
 @_not_yet("seccomp", "devices", "setup_dev", "resources", "network", "hooks")
@@ -661,11 +750,13 @@ _IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), mos
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
 
-    ``root`` is a directory of the host that becomes ``/``, writable, or a `HostRoot`, which None
-    stands for too. ``hostname`` is set where ``namespaces.uts`` is new. ``mounts`` are made in
-    their order. ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges
-    that are chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay
-    reachable for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
+    ``root`` is a directory of the host that becomes ``/``, writable, or an `Overlay`, or a
+    `HostRoot`, which None stands for too. With ``read_only_root`` it cannot be written, nor can
+    mounts that lie in such a directory already; those that the Config makes stay as they are.
+    ``hostname`` is set where ``namespaces.uts`` is new. ``mounts`` are made in their order.
+    ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges that are
+    chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay reachable
+    for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
 
     ``masked_paths`` show as empty and ``readonly_paths`` cannot be written, submounts included;
     one that is not there is left out (OCI runtime-spec, config-linux). None means Docker's: of
@@ -681,7 +772,7 @@ class Config(_Checked):
     with a comma between, for its ``/proc``, proc(5). ``domainname`` is the NIS domain, uname(2).
     """
 
-    root: Annotated[StrPath | HostRoot | None, _optional(_root)] = None
+    root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
     namespaces: Annotated[Namespaces, _instance(Namespaces)] = Namespaces()
     hostname: Annotated[str, _hostname] = "container"
     mounts: Annotated[Sequence[Mount], _sequence(_instance(Mount))] = ()
@@ -697,6 +788,7 @@ class Config(_Checked):
     sysctl: Annotated[Mapping[str, str], _sysctl] = _NO_NAMES
     proc_options: Annotated[str | None, _optional(_proc_options)] = None
     domainname: Annotated[str | None, _optional(_hostname)] = None
+    read_only_root: Annotated[bool, _bool] = False
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
@@ -713,17 +805,10 @@ class Config(_Checked):
             if not getattr(self.namespaces, str(kind)):
                 _fail(f"sysctl[{name!r}]", f"needs namespaces.{kind}: it would be the host's")
         _unique(self.mounts, "target", "mounts")
-        self._check_mappings("uid_mappings", self.uid_mappings, "gid_mappings")
-        self._check_mappings("gid_mappings", self.gid_mappings, "uid_mappings")
-
-    def _check_mappings(self, name: str, mappings: Sequence[IDMapping], other: str) -> None:
-        if mappings and not self.namespaces.user:
-            _fail(name, "needs namespaces.user")
-        if mappings and not getattr(self, other):
-            _fail(other, f"must be given together with {name}")
-        for index, mapping in enumerate(mappings):
-            if any(map(mapping._overlaps, mappings[:index])):
-                _fail(f"{name}[{index}]", "overlaps one before it")
+        for name in ("uid_mappings", "gid_mappings"):
+            if getattr(self, name) and not self.namespaces.user:
+                _fail(name, "needs namespaces.user")
+        _check_mappings(self)
 
     @classmethod
     def default(cls) -> Self:
@@ -979,5 +1064,5 @@ class Result:
             raise CommandError(self)
 
 
-publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Config, Rlimit, Process, SignalConfig)
-publish(State, ContainerState, Usage, Result)
+publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Config)
+publish(Rlimit, Process, SignalConfig, State, ContainerState, Usage, Result)

@@ -16,7 +16,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from functools import partial
 from math import ceil
@@ -29,7 +29,7 @@ from container import _ids
 from container._config import IDMapping
 from container._errors import UnsupportedError, launch_error
 from container._native import ffi, lib
-from container._rootfs import Row, RowFlag
+from container._rootfs import Row, RowFlag, map_text
 
 STEPS: Final[dict[int, str]] = {
     value: name.removeprefix("STEP_").lower().replace("_", "-")
@@ -149,18 +149,16 @@ class _Blob:
         return offset
 
 
-def _map_text(mappings: Sequence[IDMapping]) -> bytes:
-    return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)
-
-
 class RowTable:
     """The rows of a file system, with their encoding kept for the next start of the like.
 
     The encoding stands right behind ``struct start``, so nothing in it depends on the rest.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = tuple(rows)
+    def __init__(self, rows: Sequence[Row], stage: Sequence[Row] = ()) -> None:
+        self.root = len(stage)
+        shifted = (replace(row, base=row.base + self.root) for row in rows[1:])
+        self.rows = (*stage, *rows[:1], *shifted)
         self._kept: dict[tuple[bool | None, ...], bytes] = {}
 
     def encode(self, sources: Sequence[Source | None], *, by_fd: bool) -> bytes:
@@ -223,7 +221,7 @@ def encode_start(
         (numbers_at + 4 * len(request.programs), len(request.groups)),
     )
     numbers = [*map(blob.string, request.programs), *request.groups]
-    text, gid_text = (_map_text(mappings) for mappings in maps)
+    text, gid_text = (map_text(mappings) for mappings in maps)
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
     hostname, domainname = blob.string(base.hostname), blob.string(base.domainname)
     cwd = blob.string(request.cwd)
@@ -243,7 +241,7 @@ def encode_start(
             *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), hostname, domainname, cwd),
-            *(request.uid, request.gid, request.umask, source_count, 0),
+            *(request.uid, request.gid, request.umask, source_count, base.table.root),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )

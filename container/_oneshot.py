@@ -16,6 +16,7 @@ from container._config import (
     HasFileno,
     HostRoot,
     Mount,
+    Overlay,
     Process,
     Result,
     StrPath,
@@ -53,7 +54,7 @@ _DEFAULT_CONFIG = Config()
 
 
 def _config(
-    config: Config | None, root: StrPath | HostRoot | None, binds: Sequence[Bind]
+    config: Config | None, root: StrPath | HostRoot | Overlay | None, binds: Sequence[Bind]
 ) -> Config:
     if config is None:
         config = _DEFAULT_CONFIG
@@ -113,7 +114,7 @@ def _text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode
 def run(
     args: Sequence[StrPath],
     *,
-    root: StrPath | HostRoot | None = None,
+    root: StrPath | HostRoot | Overlay | None = None,
     config: Config | None = None,
     input: bytes | str | None = None,
     stdin: int | HasFileno | None = DEVNULL,
@@ -209,7 +210,7 @@ def _input_bytes(data: bytes | str | None, text: TextMode | None) -> bytes:
 def popen(
     args: Sequence[StrPath],
     *,
-    root: StrPath | HostRoot | None = None,
+    root: StrPath | HostRoot | Overlay | None = None,
     config: Config | None = None,
     stdin: int | HasFileno | None = DEVNULL,
     stdout: int | HasFileno | None = PIPE,

@@ -13,7 +13,15 @@ from typing import Self, cast
 from container import _ids
 from container._accounts import look_up
 from container._capabilities import to_mask
-from container._config import MAX_GROUPS, Config, HostRoot, IDMapping, Namespaces, Process
+from container._config import (
+    MAX_GROUPS,
+    Config,
+    HostRoot,
+    IDMapping,
+    Namespaces,
+    Overlay,
+    Process,
+)
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._launcher import (
     MAX_ROWS,
@@ -34,9 +42,12 @@ from container._rootfs import (
     RowFlag,
     Surroundings,
     host_layout,
+    lower_of,
     needs_locked_mounts,
     place_of,
     plan_rows,
+    plan_stage,
+    upper_and_work,
 )
 from container._users import Account
 
@@ -127,6 +138,7 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
         user_namespace = os.readlink("/proc/self/ns/user")
     except OSError as error:
         raise launch_error("launcher", error.errno, "needs /proc", error.filename) from error
+    config = _resolve_upper(config)
     foundation = _lay_foundation(
         config, os.geteuid(), os.getegid(), user_namespace, _cwd_for(config)
     )
@@ -168,11 +180,11 @@ def _lay_foundation(
     ):
         if wanted:
             flags |= flag
-    around = Surroundings(identity.idmap, identity.known[1])
-    rows = [
-        replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
-        for row in plan_rows(config, host_layout(euid), around)
-    ]
+    around = Surroundings(identity.idmap, identity.known[1], identity.by_fd)
+    stage = [_absolute(row, cwd) for row in plan_stage(config, around)]
+    rows = [_absolute(row, cwd) for row in plan_rows(config, host_layout(euid), around)]
+    table = RowTable(rows, stage)
+    rows = list(table.rows)
     for count, most in ((len(rows), MAX_ROWS), (sum(row.opened for row in rows), MAX_SOURCES)):
         if count > most:
             raise ConfigError(f"too many: {count} mounts and files, at most {most}", field="mounts")
@@ -181,7 +193,7 @@ def _lay_foundation(
         clone_flags=namespaces.clone_flags(),
         kept_namespaces=("mnt", "user", *_kept(namespaces)),
         flags=flags,
-        table=RowTable(rows),
+        table=table,
         hostname=config.hostname if namespaces.uts else "",
         domainname=config.domainname or "",
         bounding=to_mask(capabilities.bounding),
@@ -191,6 +203,36 @@ def _lay_foundation(
         ambient=to_mask(capabilities.ambient),
     )
     return _Foundation(base, identity)
+
+
+def _absolute(row: Row, cwd: str) -> Row:
+    return replace(row, source=os.path.join(cwd, row.source)) if row.opened else row
+
+
+def _resolve_upper(config: Config) -> Config:
+    """With the real paths of upper and work: they are walked below what they have in common."""
+    root = config.root
+    if not isinstance(root, Overlay) or root.upper is None:
+        return config
+    upper = os.path.realpath(root.upper)
+    work = root.work if root.work is None else os.path.realpath(root.work)
+    resolved = replace(root, upper=upper, work=work)
+    _check_overlap(resolved)
+    return replace(config, root=resolved)
+
+
+def _check_overlap(root: Overlay) -> None:
+    """The kernel lets most of these pass, and what is below would be changed by what is above."""
+    upper, work = upper_and_work(root)
+    lower = [(f"root.lower[{i}]", os.path.realpath(path)) for i, path in enumerate(lower_of(root))]
+    for field, path in (("root.upper", upper), ("root.work", work)):
+        for other, directory in [*lower, ("root.upper", upper)]:
+            if field != other and _overlap(path, directory):
+                raise ConfigError(f"{path!r} and {other}, {directory!r}, overlap", field=field)
+
+
+def _overlap(a: str, b: str) -> bool:
+    return os.path.commonpath((a, b)) in (a, b)
 
 
 def _kept(namespaces: Namespaces) -> list[str]:
@@ -265,6 +307,8 @@ def _cwd_for(config: Config) -> str:
     sources = [mount.source or "/" for mount in config.mounts]
     if isinstance(config.root, HostRoot):
         sources += [mount.source or "/" for mount in config.root.extra]
+    elif isinstance(config.root, Overlay):
+        sources += lower_of(config.root)
     elif config.root is not None:
         sources.append(config.root)
     return "/" if all(map(os.path.isabs, sources)) else os.getcwd()
@@ -276,8 +320,8 @@ class Sources(list[Source | None]):
     def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__()
         try:
-            for index, row in enumerate(rows):
-                self.append(_open_source(row, index) if row.opened else None)
+            for row in rows:
+                self.append(_open_source(row) if row.opened else None)
         except BaseException:
             self.close()
             raise
@@ -295,8 +339,8 @@ class Sources(list[Source | None]):
         self.close()
 
 
-def _open_source(row: Row, index: int) -> Source:
-    flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if index == 0 else 0)
+def _open_source(row: Row) -> Source:
+    flags = os.O_PATH | os.O_CLOEXEC | (os.O_DIRECTORY if row.directory else 0)
     try:
         fd = os.open(row.source, flags)
     except OSError as error:
@@ -346,6 +390,15 @@ _DETAILS = {
 }
 
 
+_VERBS = {
+    Op.BIND: "bind",
+    Op.MOUNT: "mount",
+    Op.OVERLAY: "mount",
+    Op.HANDLE: "use",
+    Op.ATTRIBUTES: "make",
+}
+
+
 def explain(failure: Failure, plan: Plan) -> LaunchError:
     """Word what the launcher reported in numbers."""
     request = plan.request
@@ -354,8 +407,8 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
         row = plan.rows[failure.row]
         verb = _VERBS.get(row.op, "make")
         verb = "copy the mount of" if failure.step == "sources" else verb
-        path = row.source if row.opened else place_of(plan.rows, row)
         detail = f"cannot {verb} {row.what}"
+        path = row.path or (row.source if row.opened else place_of(plan.rows, row))
     elif failure.step == "hostname":
         detail = f"cannot set the hostname {request.base.hostname!r}"
         if request.base.domainname:
@@ -403,9 +456,25 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
             "its file system cannot be id-mapped: bind it read-only, use another file system"
             " or give uid_mappings and gid_mappings"
         )
+    row = plan.rows[failure.row] if 0 <= failure.row < len(plan.rows) else None
+    if row is not None and failure.step == "filesystem" and failure.errno == EINVAL:
+        return _mount_hint(row, plan)
     if failure.step == "clone" and failure.errno in (EPERM, ENOSPC):
         return _namespace_hint()
     return _HINTS.get((failure.step, failure.errno))
+
+
+def _mount_hint(row: Row, plan: Plan) -> str | None:
+    alone = row.op == Op.BIND and row.opened and not row.flags & RowFlag.RECURSIVE
+    if alone and not plan.identity.by_fd:
+        return "there are mounts below it, which only root can leave out"
+    if row.op == Op.OVERLAY and plan.identity.idmap and _kernel() < (5, 19):
+        return "an overlay of id-mapped directories needs Linux 5.19"
+    return None
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
 
 
 def _is_idmapped(failure: Failure, plan: Plan) -> bool:

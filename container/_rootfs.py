@@ -4,17 +4,20 @@
 A `Row` is one line of what the child does (``enum row_op`` of csrc/launcher.h), in the order of
 the list. Row 0 makes the root; the target of every other row is a path below the mount that its
 ``base`` row made, so that what we build in our own ``/dev`` can never resolve through the image.
+Where the root is an overlay, rows of a stage come before these: see `plan_stage`.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from functools import cache
+from typing import cast
 
 from container._capabilities import Capability
-from container._config import Config, HostRoot, IDMapping, Mount
+from container._config import Config, HostRoot, IDMapping, Mount, MountFlags, Overlay
+from container._errors import UnsupportedError
 from container._walls import masked_paths, proc_writes, readonly_paths
 
 
@@ -29,6 +32,12 @@ class Op(IntEnum):
     MASK = 6
     READ_ONLY = 7
     WRITE = 8
+    OVERLAY = 9
+    HANDLE = 10
+    ATTRIBUTES = 11
+
+
+MAKES_MOUNT = frozenset({Op.BIND, Op.MOUNT, Op.OVERLAY})
 
 
 class RowFlag(IntFlag):
@@ -46,6 +55,10 @@ class RowFlag(IntFlag):
     OPTIONAL = 1 << 9
     DETACHED = 1 << 10
     LATE = 1 << 11
+    OWN_MAPS = 1 << 12
+    SLAVE = 1 << 13
+    SHARED = 1 << 14
+    MAY_FAIL = 1 << 15
 
 
 class Attribute(IntFlag):
@@ -112,7 +125,9 @@ class Row:
     attributes: Attribute = _NO_ATTRIBUTES
     device: tuple[int, int] = (0, 0)
     opened: bool = False  # the caller opens the source, and its kind decides what a target is
+    directory: bool = False  # and it must be a directory
     field: str = ""  # where in the Config the row comes from
+    path: str = ""  # for the error, where it is neither source nor target
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +169,28 @@ class Surroundings:
 
     idmap: bool  # root caller with a leased range: sources are idmapped
     gid_mappings: Sequence[IDMapping]  # those in force; empty without a user namespace
+    by_fd: bool = True  # root caller: the launcher copies the sources, and can idmap them
 
 
 def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[Row]:
     """The whole file system of a container. Relative paths are the caller's to resolve before."""
     root = config.root if config.root is not None else HostRoot()
+    mounts: list[tuple[str, Mount]] = []
     if isinstance(root, HostRoot):
         rows = list(_host_root(config, layout))
         mounts = [(f"root.extra[{i}]", m) for i, m in enumerate(root.extra)]
+    elif isinstance(root, Overlay):
+        rows = [_overlay_root(root, config)]
     else:
-        rows = [_directory_root(str(root), config, around)]
-        mounts = []
+        rows = list(_directory_root(str(root), config, around))
     proc = len(rows)
     rows += _kernel_file_systems(config)
     rows += _proc_writes(proc, len(rows), config)  # before anybody else's mount is in there
     rows += _devices(len(rows), around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
     rows += (_mount(mount, field, config, around) for field, mount in mounts)
+    if config.read_only_root:  # until here targets may have to be made
+        rows.append(_change_root("the read-only root", set=Attribute.READ_ONLY))
     rows += _covers(rows, config)  # last of all: over what mounts have brought, too
     return rows
 
@@ -191,16 +211,127 @@ def _user_mount_attributes(config: Config) -> Attribute:
     return suid | Attribute.NODEV
 
 
-def _directory_root(path: str, config: Config, around: Surroundings) -> Row:
-    return Row(
+def _directory_root(path: str, config: Config, around: Surroundings) -> Iterator[Row]:
+    what = f"root directory {path!r}"
+    yield Row(
         Op.BIND,
         "",
-        f"root directory {path!r}",
+        what,
         source=path,
         flags=RowFlag.RECURSIVE | (RowFlag.IDMAP if around.idmap else _NO_FLAGS),
         attributes=_user_mount_attributes(config),
         opened=True,
+        directory=True,
         field="root",
+    )
+    if config.read_only_root:
+        # What is mounted below it now; itself only once the targets of our mounts are made.
+        yield _change_root(what, set=Attribute.READ_ONLY, flags=RowFlag.RECURSIVE)
+        # Fails where it is read-only on the host: so it stays then.
+        yield _change_root(what, clear=Attribute.READ_ONLY, flags=RowFlag.MAY_FAIL)
+
+
+def _change_root(
+    what: str,
+    *,
+    set: Attribute = _NO_ATTRIBUTES,
+    clear: Attribute = _NO_ATTRIBUTES,
+    flags: RowFlag = _NO_FLAGS,
+) -> Row:
+    return Row(Op.ATTRIBUTES, "", what, flags=flags, attributes=set, mode=clear, path="/")
+
+
+def plan_stage(config: Config, around: Surroundings) -> list[Row]:
+    """What an overlay is made of, each under a short name in a file system that goes with the old
+    root (csrc/layers.c). These rows come before those of `plan_rows`, with bases of their own.
+    `Overlay.upper` and ``work`` must be real paths.
+    """
+    root = config.root
+    if not isinstance(root, Overlay):
+        return []
+    safe = Attribute.NOSUID | Attribute.NODEV
+    rows = [
+        Row(
+            Op.MOUNT, "", "the stage of the overlay", source="tmpfs", data=_options({"mode": "700"})
+        ),
+        *(
+            _layer(str(index), path, f"root.lower[{index}]", around, safe | Attribute.READ_ONLY)
+            for index, path in enumerate(lower_of(root))
+        ),
+        _directory(_MERGED),
+    ]
+    if root.upper is None:
+        return [*rows, _directory(_UPPER), _directory(_WORK)]
+    upper, work = upper_and_work(root)
+    parent = os.path.commonpath((os.path.dirname(upper), os.path.dirname(work)))
+    base = len(rows)
+    return [
+        *rows,
+        _layer("p", parent, "root.upper", around, safe),
+        _handle(_UPPER, upper, parent, base, "root.upper"),
+        _handle(_WORK, work, parent, base, "root.work", make=root.work is None),
+    ]
+
+
+# Names in the stage.
+_MERGED, _UPPER, _WORK = "m", "u", "w"
+
+
+def lower_of(root: Overlay) -> tuple[str, ...]:
+    return cast(tuple[str, ...], root.lower)
+
+
+def upper_and_work(root: Overlay) -> tuple[str, str]:
+    upper = str(root.upper)
+    return upper, str(root.work) if root.work is not None else f"{upper}.work"
+
+
+def _layer(name: str, path: str, field: str, around: Surroundings, attributes: Attribute) -> Row:
+    return Row(
+        Op.BIND,
+        name,
+        f"directory {path!r} of the overlay",
+        source=path,
+        flags=RowFlag.NEW_TARGET | (RowFlag.IDMAP if around.idmap else _NO_FLAGS),
+        attributes=attributes,
+        opened=True,
+        directory=True,
+        field=field,
+    )
+
+
+def _handle(name: str, path: str, parent: str, base: int, field: str, *, make: bool = False) -> Row:
+    return Row(
+        Op.HANDLE,
+        os.path.relpath(path, parent),
+        f"directory {path!r} of the overlay",
+        source=name,
+        flags=RowFlag.MAKE_DIRECTORY if make else _NO_FLAGS,
+        base=base,
+        mode=0o700 if make else 0,
+        field=field,
+        path=path,
+    )
+
+
+def _overlay_root(root: Overlay, config: Config) -> Row:
+    options = [
+        f"lowerdir={':'.join(map(str, range(len(lower_of(root)))))}",
+        f"upperdir={_UPPER}",
+        f"workdir={_WORK}",
+    ]
+    if config.namespaces.user:  # attributes of trusted.* are the host's root's
+        options.append("userxattr")
+    shown = ", ".join(repr(path) for path in lower_of(root)[:3])
+    return Row(
+        Op.OVERLAY,
+        "",
+        f"the overlay of {shown}{', ...' if len(lower_of(root)) > 3 else ''}",
+        source=_MERGED,
+        data=f"{','.join(options)}\0".encode(),
+        attributes=_user_mount_attributes(config),
+        field="root",
+        path=str(root.upper or lower_of(root)[0]),
     )
 
 
@@ -288,12 +419,14 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
         flags=RowFlag.MAKE_DIRECTORY | RowFlag.NO_SYMLINKS,
         attributes=_SAFE | Attribute.READ_ONLY,
     )
-    if config.namespaces.user and not config.namespaces.net:
-        # sysfs belongs to the owner of the network namespace: only a bind can be had.
-        sysfs = replace(
-            sysfs, op=Op.BIND, source="/sys", flags=sysfs.flags | RowFlag.RECURSIVE, opened=True
-        )
-    yield sysfs
+    yield _with_sysfs_of(sysfs, config)
+
+
+def _with_sysfs_of(row: Row, config: Config) -> Row:
+    if not config.namespaces.user or config.namespaces.net:
+        return row
+    # sysfs belongs to the owner of the network namespace: only a bind can be had.
+    return replace(row, op=Op.BIND, source="/sys", flags=row.flags | RowFlag.RECURSIVE, opened=True)
 
 
 def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
@@ -324,8 +457,7 @@ def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
 def _covers(rows: Sequence[Row], config: Config) -> Iterator[Row]:
     """Masks first: what is made read-only is a copy of all that lies there, masks included."""
     places = [
-        f"{place_of(rows, row)}/".lstrip("/") if row.op in (Op.BIND, Op.MOUNT) else None
-        for row in rows
+        f"{place_of(rows, row)}/".lstrip("/") if row.op in MAKES_MOUNT else None for row in rows
     ]
     for op, name, paths in (
         (Op.MASK, "masked_paths", masked_paths(config)),
@@ -391,9 +523,6 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         )
     for name, text in _DEV_LINKS:
         yield _link(name, text, dev)
-    pts = {"ptmxmode": "0666", "mode": "0620"}
-    if _is_mapped(_TTY_GROUP, around.gid_mappings):
-        pts["gid"] = str(_TTY_GROUP)
     yield Row(
         Op.MOUNT,
         "pts",
@@ -401,7 +530,7 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         source="devpts",
         flags=RowFlag.MAKE_DIRECTORY | RowFlag.NEW_TARGET,
         base=dev,
-        data=_options(pts),
+        data=_terminal_options(around),
         attributes=Attribute.NOSUID | Attribute.NOEXEC,
     )
     yield Row(
@@ -414,6 +543,13 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         data=_options({"mode": "1777", "size": "65536k"}),
         attributes=_SAFE,
     )
+
+
+def _terminal_options(around: Surroundings) -> bytes:
+    options = {"ptmxmode": "0666", "mode": "0620"}
+    if _is_mapped(_TTY_GROUP, around.gid_mappings):
+        options["gid"] = str(_TTY_GROUP)
+    return _options(options)
 
 
 def _is_mapped(container_id: int, mappings: Sequence[IDMapping]) -> bool:
@@ -432,34 +568,92 @@ def _mount_options(data: str | None) -> bytes:
 
 
 def _mount(mount: Mount, field: str, config: Config, around: Surroundings) -> Row:
-    target = str(mount.target).lstrip("/")
-    attributes = _user_mount_attributes(config)
-    if mount.type == "tmpfs":
-        return Row(
-            Op.MOUNT,
-            target,
-            f"tmpfs at {mount.target!r}",
-            source="tmpfs",
-            flags=RowFlag.MAKE_DIRECTORY,
-            data=_mount_options(mount.data),
-            attributes=attributes,
-            field=field,
-        )
-    flags = RowFlag.RECURSIVE
-    # What a HostRoot shows read-only stays the host's, as its /usr does.
-    if around.idmap and not (mount.read_only and field.startswith("root.")):
-        flags |= RowFlag.IDMAP
-    if mount.read_only:
-        # Less is readable without the mapping, never more; written it must not be either way.
-        flags |= RowFlag.IDMAP_OPTIONAL
-        attributes |= Attribute.READ_ONLY
-    return Row(
-        Op.BIND,
-        target,
-        f"{mount.source!r} at {mount.target!r}",
-        source=str(mount.source),
-        flags=flags,
-        attributes=attributes,
-        opened=True,
+    row = Row(
+        Op.MOUNT,
+        str(mount.target).lstrip("/"),
+        f"{mount.type} at {mount.target!r}",
+        source=str(mount.type),
+        flags=RowFlag.MAKE_DIRECTORY | _propagation(mount, field, config),
+        data=_mount_options(mount.data),
+        attributes=_mount_attributes(mount, config),
         field=field,
     )
+    if mount.type == "bind":
+        return _bind(row, mount, around)
+    if mount.type == "sysfs":
+        return _with_sysfs_of(row, config)
+    if mount.type == "devpts" and mount.data is None:
+        return replace(row, data=_terminal_options(around))
+    return row
+
+
+def _mount_attributes(mount: Mount, config: Config) -> Attribute:
+    attributes = _user_mount_attributes(config) & ~Attribute.NODEV
+    if mount.nosuid is not None:
+        attributes = Attribute.NOSUID if mount.nosuid else _NO_ATTRIBUTES
+    for wanted, attribute in (
+        (mount.nodev, Attribute.NODEV),
+        (mount.noexec, Attribute.NOEXEC),
+        (mount.read_only, Attribute.READ_ONLY),
+    ):
+        attributes |= attribute if wanted else _NO_ATTRIBUTES
+    return attributes
+
+
+def _propagation(mount: Mount, field: str, config: Config) -> RowFlag:
+    if mount.flags & MountFlags.SLAVE:
+        return RowFlag.SLAVE
+    if not mount.flags & MountFlags.SHARED:
+        return _NO_FLAGS
+    if needs_locked_mounts(config):
+        raise UnsupportedError(
+            "SHARED cannot be had together with CAP_SYS_ADMIN: what locks the mounts ends it",
+            field=f"{field}.flags",
+        )
+    return RowFlag.SHARED
+
+
+def _bind(row: Row, mount: Mount, around: Surroundings) -> Row:
+    flags = row.flags & ~RowFlag.MAKE_DIRECTORY  # as the source is
+    flags |= RowFlag.RECURSIVE if mount.recursive else _NO_FLAGS
+    data = b""
+    if mount.uid_mappings:
+        _needs_by_fd(around, f"{row.field}.uid_mappings")
+        flags |= RowFlag.OWN_MAPS
+        data = b"\0".join((map_text(mount.uid_mappings), map_text(mount.gid_mappings), b""))
+    elif mount.idmap:
+        _needs_by_fd(around, f"{row.field}.idmap")
+        flags |= RowFlag.IDMAP
+    elif mount.idmap is None and around.idmap:
+        flags |= _default_idmap(row, mount)
+    return replace(
+        row,
+        op=Op.BIND,
+        what=f"{mount.source!r} at {mount.target!r}",
+        source=str(mount.source),
+        flags=flags,
+        data=data,
+        opened=True,
+    )
+
+
+def _needs_by_fd(around: Surroundings, field: str) -> None:
+    if not around.by_fd:
+        raise UnsupportedError("only root can map the ids of a mount", field=field)
+    if field.endswith("idmap") and not around.gid_mappings:
+        raise UnsupportedError("needs namespaces.user", field=field)
+
+
+def _default_idmap(row: Row, mount: Mount) -> RowFlag:
+    if not mount.read_only:
+        return RowFlag.IDMAP
+    # What a HostRoot shows read-only stays the host's, as its /usr does.
+    if row.field.startswith("root."):
+        return _NO_FLAGS
+    # Less is readable without the mapping, never more; written it must not be either way.
+    return RowFlag.IDMAP | RowFlag.IDMAP_OPTIONAL
+
+
+def map_text(mappings: Iterable[IDMapping]) -> bytes:
+    """As it is written to uid_map, user_namespaces(7)."""
+    return b"".join(b"%d %d %d\n" % (m.container_id, m.host_id, m.size) for m in mappings)

@@ -166,7 +166,7 @@ static long make_filesystem(struct child *child)
 /* pivot_root(".", ".") stacks the old root on the new one, where it is taken away at once. */
 static long enter_root(struct child *child)
 {
-    long result = sys(__NR_fchdir, child->filesystem.mounts[0]);
+    long result = sys(__NR_fchdir, child->filesystem.mounts[child->start->root]);
     if (result < 0)
         return result;
     if (child->start->flags & START_CHROOT) {

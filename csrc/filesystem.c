@@ -82,7 +82,8 @@ long refuse_root(const struct filesystem *fs, int target)
     struct statx_record found, root;
     long result = sys(__NR_statx, target, "", AT_EMPTY_PATH, WANTED, &found);
     if (result == 0)
-        result = sys(__NR_statx, fs->mounts[0], "", AT_EMPTY_PATH, WANTED, &root);
+        result =
+            sys(__NR_statx, fs->mounts[fs->request->start->root], "", AT_EMPTY_PATH, WANTED, &root);
     if (result < 0)
         return result;
     return found.inode == root.inode && found.mount_id == root.mount_id ? -EBUSY : 0;
@@ -122,14 +123,15 @@ static long attach_to_new(struct filesystem *fs, const struct row *row, int moun
     return sys(NR_MOVE_MOUNT, mount, "", base, name, MOVE_MOUNT_FROM_EMPTY);
 }
 
-/* Row 0 goes over "/" and becomes the root at the pivot; every other one onto its target's fd. */
-static long attach_mount(struct filesystem *fs, const struct row *row, int mount)
+/* The root goes over "/", onto the stage where there is one; every other mount onto its target's
+ * fd. */
+long attach_mount(struct filesystem *fs, const struct row *row, int mount)
 {
     long target, result;
     fs->mounts[fs->row] = mount;
     if (row->flags & ROW_DETACHED)
         return 0;
-    if (fs->row == 0)
+    if (fs->row == 0 || (uint32_t)fs->row == fs->request->start->root)
         return sys(NR_MOVE_MOUNT, mount, "", AT_FDCWD, "/", MOVE_MOUNT_FROM_EMPTY);
     if (row->flags & ROW_NEW_TARGET)
         return attach_to_new(fs, row, mount);
@@ -162,19 +164,33 @@ static long check_source(const struct row *row, int fd)
     return 0;
 }
 
+/* Attributes and propagation of a mount. A copy of a shared mount is its peer: unless it leaves
+ * the group, what is mounted below it in the container is mounted on the host as well. */
+long set_mount(int mount, const struct row *row, struct mount_attr *attr)
+{
+    uint32_t flags = AT_EMPTY_PATH | (row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0);
+    long result;
+    attr->propagation = row->flags & ROW_SLAVE ? MS_SLAVE : MS_PRIVATE;
+    result = sys(NR_MOUNT_SETATTR, mount, "", flags, attr, sizeof *attr);
+    if (result < 0 || (row->flags & ROW_SHARED) == 0)
+        return result;
+    *attr = (struct mount_attr){.propagation = MS_SHARED};
+    return sys(NR_MOUNT_SETATTR, mount, "", flags, attr, sizeof *attr);
+}
+
 /* A copy of a mount of this namespace's own copy of the caller's tree: the way without root. */
 static long open_source(struct filesystem *fs, const struct row *row)
 {
     uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
-    struct mount_attr attr = {.attr_set = row->attributes, .propagation = MS_PRIVATE};
+    struct mount_attr attr = {.attr_set = row->attributes};
     long result;
     long tree = sys(NR_OPEN_TREE, AT_FDCWD, string_at(fs->request->bytes, row->source),
                     OPEN_TREE_CLONE | O_CLOEXEC | recursive);
     if (tree < 0)
         return tree;
     result = row->flags & (ROW_CHECK_INODE | ROW_CHECK_DEVICE) ? check_source(row, (int)tree) : 0;
-    if (result == 0 && (row->attributes != 0 || row->flags & ROW_RECURSIVE)) /* else a device */
-        result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    if (result == 0 && (row->flags & ROW_CHECK_DEVICE) == 0)
+        result = set_mount((int)tree, row, &attr);
     if (result < 0)
         (void)close_fd((int)tree);
     return result < 0 ? result : tree;
@@ -186,7 +202,7 @@ static long bind_row(struct filesystem *fs, const struct row *row)
     return tree < 0 ? tree : attach_mount(fs, row, (int)tree);
 }
 
-static const char *next_string(const char *at)
+const char *next_string(const char *at)
 {
     while (*at != 0)
         at++;
@@ -216,7 +232,9 @@ static long mount_row(struct filesystem *fs, const struct row *row)
     result = configure(fs, row, (int)context);
     mount = result < 0 ? result : sys(NR_FSMOUNT, context, FSMOUNT_CLOEXEC, row->attributes);
     (void)close_fd((int)context);
-    return mount < 0 ? mount : attach_mount(fs, row, (int)mount);
+    if (mount >= 0 && row->flags & ROW_SHARED)
+        result = set_mount((int)mount, row, &(struct mount_attr){0});
+    return mount < 0 ? mount : result < 0 ? result : attach_mount(fs, row, (int)mount);
 }
 
 static long directory_row(struct filesystem *fs, const struct row *row)
@@ -292,6 +310,12 @@ static long do_row(struct filesystem *fs, const struct row *row)
         return read_only_row(fs, row);
     case ROW_WRITE:
         return write_row(fs, row);
+    case ROW_OVERLAY:
+        return overlay_row(fs, row);
+    case ROW_HANDLE:
+        return handle_row(fs, row);
+    case ROW_ATTRIBUTES:
+        return attributes_row(fs, row);
     default:
         return name_row(fs, row);
     }

@@ -87,12 +87,31 @@ long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 
 /* prepare.c: the launcher's part of a start */
 long begin_step(struct progress *progress, const struct start *start, enum step step);
-long prepare_child(struct progress *progress, struct request *request, int pid, int sync);
+long prepare_child(struct progress *progress, struct request *request, int pid, int sync,
+                   uint8_t *helper_stack);
+
+/* proc.c */
+enum { PROC_PATH_SIZE = 64 };
+char *append(char *at, const char *text);
+char *append_number(char *at, uint32_t number);
+long open_proc(int pid, const char *name, int flags);
+long write_proc(int pid, const char *name, const void *data, size_t size);
+
+/* idmap.c */
+long open_mapped_namespace(const char *maps, uint8_t *stack);
 
 /* filesystem.c */
 long open_below(int base, const char *path, uint64_t flags, uint64_t resolve);
 long refuse_root(const struct filesystem *fs, int target);
+long set_mount(int mount, const struct row *row, struct mount_attr *attr);
+const char *next_string(const char *at);
+long attach_mount(struct filesystem *fs, const struct row *row, int mount);
 long build_filesystem(struct filesystem *fs);
+
+/* layers.c: rows that make a root of several directories */
+long overlay_row(struct filesystem *fs, const struct row *row);
+long handle_row(struct filesystem *fs, const struct row *row);
+long attributes_row(const struct filesystem *fs, const struct row *row);
 
 /* walls.c: rows that take something away from what is there */
 long mask_row(struct filesystem *fs, const struct row *row);

@@ -68,7 +68,10 @@ enum row_op {
     ROW_SYMLINK,   /* source is what it says */
     ROW_MASK,      /* an empty file or directory, read-only, over what is there */
     ROW_READ_ONLY, /* what is there and below, read-only from here on */
-    ROW_WRITE      /* data into a file of the procfs that base made */
+    ROW_WRITE,     /* data into a file of the procfs that base made */
+    ROW_OVERLAY,   /* an overlay of what the stage holds; data is its options, for mount(2) */
+    ROW_HANDLE,    /* a directory below base, opened, and `source` in the stage a link to its fd */
+    ROW_ATTRIBUTES /* change those of base's mount: clear `mode`, then set `attributes` */
 };
 
 enum row_flag {
@@ -83,8 +86,12 @@ enum row_flag {
     ROW_NEW_TARGET = 1u << 8,     /* the target is one new name in a mount of our own making */
     ROW_OPTIONAL = 1u << 9,       /* a target that is not there is left out */
     ROW_DETACHED = 1u << 10,      /* the mount is for other rows only, and attached nowhere */
-    ROW_LATE = 1u << 11           /* ROW_WRITE, of one row at most: opened now, written once the
+    ROW_LATE = 1u << 11,          /* ROW_WRITE, of one row at most: opened now, written once the
                                      mounts are locked */
+    ROW_OWN_MAPS = 1u << 12,      /* ROW_BIND idmapped by its data: uid map NUL gid map NUL */
+    ROW_SLAVE = 1u << 13,         /* what the caller mounts below the source shows here too */
+    ROW_SHARED = 1u << 14,        /* the head of a group of its own */
+    ROW_MAY_FAIL = 1u << 15       /* ROW_ATTRIBUTES only */
 };
 
 enum limits {
@@ -101,7 +108,8 @@ struct span {
     uint32_t count;
 };
 
-/* One line of the file system. Row 0 makes the root. */
+/* One line of the file system. `start.root` makes the root, and row 0 the stage when that is not
+ * row 0 itself: a file system that holds what the root is made of, until it is made. */
 struct row {
     uint32_t op;
     uint32_t flags;
@@ -146,7 +154,7 @@ struct start {
     uint32_t gid;
     uint32_t umask;
     uint32_t source_count;
-    uint32_t unused;
+    uint32_t root; /* the row */
     uint64_t bounding;
     uint64_t effective;
     uint64_t permitted;

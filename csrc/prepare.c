@@ -6,53 +6,11 @@
  */
 #include "internal.h"
 
-enum { PROC_PATH_SIZE = 64 };
-
 /* Note the step in the page that Python's error is made from. A test can make any step fail. */
 long begin_step(struct progress *progress, const struct start *start, enum step step)
 {
     progress->step = step;
     return start->fail_step == (uint32_t)step ? -EIO : 0;
-}
-
-static char *append(char *at, const char *text)
-{
-    while (*text != 0)
-        *at++ = *text++;
-    *at = 0;
-    return at;
-}
-
-static char *append_number(char *at, uint32_t number)
-{
-    char digits[11];
-    char *first = digits + sizeof digits - 1;
-    *first = 0;
-    do
-        *--first = (char)('0' + number % 10);
-    while ((number /= 10) > 0);
-    return append(at, first);
-}
-
-static long open_proc(int pid, const char *name, int flags)
-{
-    char path[PROC_PATH_SIZE];
-    char *at = append_number(append(path, "/proc/"), (uint32_t)pid);
-    (void)append(append(at, "/"), name); /* the end is of no use */
-    return sys(__NR_openat, AT_FDCWD, path, flags | O_CLOEXEC);
-}
-
-static long write_proc(int pid, const char *name, const void *data, size_t size)
-{
-    long fd = open_proc(pid, name, O_WRONLY);
-    long result;
-    if (fd < 0)
-        return fd;
-    result = sys(__NR_write, fd, data, size);
-    (void)close_fd((int)fd);
-    if (result >= 0 && (size_t)result != size)
-        return -EIO;
-    return result < 0 ? result : 0;
 }
 
 static long write_maps(const struct request *request, int pid)
@@ -72,31 +30,44 @@ static long write_maps(const struct request *request, int pid)
     return result;
 }
 
-/* Replace a source fd by a detached copy of its mount, with the row's attributes and ids. */
-static long copy_source(struct request *request, const struct row *row, int user_fd)
+/* With the row's attributes, and ids as in the user namespace. */
+static long map_copy(int tree, const struct row *row, int user_fd)
+{
+    struct mount_attr attr = {.attr_set = row->attributes | MOUNT_ATTR_IDMAP,
+                              .userns_fd = (uint64_t)user_fd};
+    long result = set_mount(tree, row, &attr);
+    if (result != -EINVAL || (row->flags & ROW_IDMAP_OPTIONAL) == 0)
+        return result;
+    attr = (struct mount_attr){.attr_set = row->attributes};
+    return set_mount(tree, row, &attr);
+}
+
+static long map_copy_by_data(int tree, const struct request *request, const struct row *row,
+                             uint8_t *stack)
+{
+    long user_fd = open_mapped_namespace(span_at(request->bytes, row->data), stack);
+    long result = user_fd < 0 ? user_fd : map_copy(tree, row, (int)user_fd);
+    if (user_fd >= 0)
+        (void)close_fd((int)user_fd);
+    return result;
+}
+
+/* Replace a source fd by a detached copy of its mount. */
+static long copy_source(struct request *request, const struct row *row, int user_fd, uint8_t *stack)
 {
     uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
-    /* Private: a copy of a shared mount is its peer, and what is mounted below it in the
-     * container would be mounted on the host as well. */
-    struct mount_attr attr = {.attr_set = row->attributes, .propagation = MS_PRIVATE};
+    struct mount_attr attr = {.attr_set = row->attributes};
     int *source = &request->sources[row->source_fd];
-    long result;
     long tree =
         sys(NR_OPEN_TREE, *source, "", OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | recursive);
     if (tree < 0)
         return tree;
     (void)close_fd(*source);
     *source = (int)tree;
-    if (row->flags & ROW_IDMAP) {
-        attr.attr_set |= MOUNT_ATTR_IDMAP;
-        attr.userns_fd = (uint64_t)user_fd;
-    }
-    result = sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
-    if (result != -EINVAL || (row->flags & ROW_IDMAP_OPTIONAL) == 0)
-        return result;
-    attr.attr_set = row->attributes;
-    attr.userns_fd = 0;
-    return sys(NR_MOUNT_SETATTR, tree, "", AT_EMPTY_PATH | recursive, &attr, sizeof attr);
+    if (row->flags & ROW_OWN_MAPS)
+        return map_copy_by_data((int)tree, request, row, stack);
+    return row->flags & ROW_IDMAP ? map_copy((int)tree, row, user_fd)
+                                  : set_mount((int)tree, row, &attr);
 }
 
 static int wants_idmap(const struct request *request)
@@ -108,7 +79,8 @@ static int wants_idmap(const struct request *request)
     return 0;
 }
 
-static long copy_sources(struct request *request, struct progress *progress, int pid)
+static long copy_sources(struct request *request, struct progress *progress, int pid,
+                         uint8_t *helper_stack)
 {
     const struct row *rows = span_at(request->bytes, request->start->rows);
     long user_fd = -1, result = 0;
@@ -118,7 +90,7 @@ static long copy_sources(struct request *request, struct progress *progress, int
         if (rows[i].op != ROW_BIND || rows[i].source_fd < 0)
             continue;
         progress->row = (int32_t)i;
-        result = copy_source(request, &rows[i], (int)user_fd);
+        result = copy_source(request, &rows[i], (int)user_fd, helper_stack);
     }
     if (result == 0)
         progress->row = -1;
@@ -141,7 +113,8 @@ static long release_child(const struct request *request, int sync)
     return result;
 }
 
-long prepare_child(struct progress *progress, struct request *request, int pid, int sync)
+long prepare_child(struct progress *progress, struct request *request, int pid, int sync,
+                   uint8_t *helper_stack)
 {
     long result = begin_step(progress, request->start, STEP_ID_MAPS);
     if (result == 0)
@@ -149,7 +122,7 @@ long prepare_child(struct progress *progress, struct request *request, int pid, 
     if (result == 0)
         result = begin_step(progress, request->start, STEP_SOURCES);
     if (result == 0)
-        result = copy_sources(request, progress, pid);
+        result = copy_sources(request, progress, pid, helper_stack);
     if (result == 0)
         result = release_child(request, sync);
     return result;

@@ -50,33 +50,55 @@ static int vectors_overlap(struct span a, struct span b)
 
 static int makes_mount(uint32_t op)
 {
-    return op == ROW_BIND || op == ROW_MOUNT;
+    return op == ROW_BIND || op == ROW_MOUNT || op == ROW_OVERLAY;
 }
 
-/* Options must be whole strings: key NUL value NUL. */
-static int options_fit(const uint8_t *bytes, struct span data)
+/* How many strings data is; -1 when the last one has no end. */
+static int64_t count_strings(const uint8_t *bytes, struct span data)
 {
-    uint32_t ends = 0;
+    int64_t ends = 0;
     for (uint32_t i = 0; i < data.count; i++)
         ends += bytes[data.offset + i] == 0;
-    return data.count == 0 || (ends % 2 == 0 && bytes[data.offset + data.count - 1] == 0);
+    return data.count > 0 && bytes[data.offset + data.count - 1] != 0 ? -1 : ends;
+}
+
+static int data_fits(const uint8_t *bytes, const struct row *row)
+{
+    int64_t strings = count_strings(bytes, row->data);
+    if (row->op == ROW_MOUNT) /* key NUL value NUL ... */
+        return strings >= 0 && strings % 2 == 0;
+    if (row->op == ROW_OVERLAY)
+        return strings == 1;
+    return row->op != ROW_BIND || (row->flags & ROW_OWN_MAPS) == 0 ||
+           (strings == 2 && row->source_fd >= 0);
+}
+
+/* Nothing but the root itself lies beside the stage's rows, and nothing of theirs outside it. */
+static int base_fits(const struct row *rows, uint32_t index, uint32_t root)
+{
+    uint32_t base = rows[index].base;
+    if (index == 0 || index == root)
+        return makes_mount(rows[index].op);
+    return base < index && makes_mount(rows[base].op) && (index < root || base >= root);
 }
 
 static long check_row(const struct row *rows, uint32_t index, const struct start *start,
                       const uint8_t *bytes, size_t size)
 {
     const struct row *row = &rows[index];
-    if (row->op < ROW_BIND || row->op > ROW_WRITE)
+    if (row->op < ROW_BIND || row->op > ROW_ATTRIBUTES)
         return -EINVAL;
-    if (index == 0 ? !makes_mount(row->op) : row->base >= index || !makes_mount(rows[row->base].op))
+    if (!base_fits(rows, index, start->root) || (row->op == ROW_OVERLAY && index != start->root) ||
+        (row->op == ROW_HANDLE && index >= start->root))
         return -EINVAL;
     if (!string_fits(row->target, size) || !string_fits(row->source, size))
         return -EINVAL;
     if (!span_fits(row->data, 1, 1, size))
         return -EINVAL;
-    if (row->op == ROW_MOUNT && !options_fit(bytes, row->data))
+    if (!data_fits(bytes, row))
         return -EINVAL;
-    if (index == 0 && row->flags & ROW_DETACHED) /* there would be no root */
+    if ((index == 0 || index == start->root) &&
+        row->flags & ROW_DETACHED) /* there would be no root */
         return -EINVAL;
     if (row->source_fd < -1 || row->source_fd >= (int64_t)start->source_count)
         return -EINVAL;
@@ -88,7 +110,7 @@ static long check_rows(const struct start *start, const uint8_t *bytes, size_t s
     const struct row *rows = span_at(bytes, start->rows);
     if (!span_fits(start->rows, sizeof *rows, 8, size))
         return -EINVAL;
-    if (start->rows.count == 0 || start->rows.count > MAX_ROWS)
+    if (start->root >= start->rows.count || start->rows.count > MAX_ROWS)
         return -EINVAL;
     for (uint32_t i = 0; i < start->rows.count; i++) {
         long result = check_row(rows, i, start, bytes, size);

@@ -67,7 +67,8 @@ static void prepare_container(struct container *container, struct request *reque
 {
     uint32_t slot = (uint32_t)(container - launcher.containers);
     struct progress progress = {.row = -1};
-    long result = prepare_child(&progress, request, container->pid, container->sync);
+    long result = prepare_child(&progress, request, container->pid, container->sync,
+                                container->arena->helper_stack);
     if (result < 0 && container->arena->progress.error != 0)
         result = 0; /* the child is gone already, and its page says why */
     if (result == 0)

@@ -104,7 +104,13 @@ enum {
     MOUNT_ATTR_IDMAP = 0x00100000
 };
 
-enum { MS_REC = 1 << 14, MS_PRIVATE = 1 << 18, MNT_DETACH = 2 };
+enum {
+    MS_REC = 1 << 14,
+    MS_PRIVATE = 1 << 18,
+    MS_SLAVE = 1 << 19,
+    MS_SHARED = 1 << 20,
+    MNT_DETACH = 2
+};
 
 enum { CLOSE_RANGE_CLOEXEC = 4 };
 

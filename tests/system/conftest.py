@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import leaks
 import needs
@@ -215,3 +217,39 @@ def as_user() -> Iterator[OrdinaryUser]:
         user = OrdinaryUser(uid, gid, Path(directory))
         user.own(user.home)
         yield user
+
+
+# Who calls ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Somebody who runs programs as `helpers.caller` does; ``home`` is a directory of theirs."""
+
+    home: Path
+    uid: int
+    user: OrdinaryUser | None
+
+    def __call__(self, source: str, **options: Any) -> list[Any]:
+        # Not on top: the tests of the leak guard use this file beside a stand-in for the package.
+        from system.helpers import caller, caller_argv  # noqa: PLC0415
+
+        if self.user is None:
+            return caller(source, cwd=self.home, **options)
+        done = self.user(caller_argv(source), **options)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def own(self, path: Path) -> Path:
+        return path if self.user is None else self.user.own(path)
+
+
+@pytest.fixture(params=["caller", "user"])
+def who(request: pytest.FixtureRequest) -> Iterator[Identity]:
+    """Who runs the tests, which is root or not, and an ordinary user."""
+    if request.param == "user":
+        user: OrdinaryUser = request.getfixturevalue("as_user")
+        yield Identity(user.home, user.uid, user)
+        return
+    with open_directory() as directory:
+        yield Identity(directory, os.geteuid(), None)

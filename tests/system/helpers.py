@@ -99,6 +99,13 @@ def check(result):
 def tell(value):
     print(json.dumps(value), flush=True)
 
+def look(script, **options):
+    result = container.run(["sh", "-c", script], text=True, **options)
+    return [result.returncode, result.stdout, result.stderr]
+
+def mountinfo(config):
+    return container.run(["cat", "/proc/self/mountinfo"], text=True, config=config).stdout
+
 def kill_launcher():
     # SIGKILL, and wait for its end
     pidfd = os.pidfd_open(launcher_pid())

@@ -336,6 +336,45 @@ def test_a_request_without_a_mount_namespace_is_refused(nonsense: Run) -> None:
     assert answer == "failed request 22"
 
 
+def test_a_gate_that_nobody_would_hear_of_is_refused(nonsense: Run) -> None:
+    (answer,) = nonsense(
+        """
+        data = bytearray(valid)
+        ffi.from_buffer("struct start *", data).flags |= lib.START_GATE | lib.START_QUIET
+        tell(verdict(ask(bytes(data))))
+        """
+    )
+    assert answer == "failed request 22"
+
+
+def test_rows_that_make_no_sense_together_are_refused(nonsense: Run) -> None:
+    answers = nonsense(
+        """
+        def tell_verdict(change):
+            data = bytearray(valid)
+            start = ffi.from_buffer("struct start *", data)
+            rows = ffi.cast("struct row *", ffi.from_buffer(data) + start.rows.offset)
+            change(start, rows)
+            tell(verdict(ask(bytes(data))))
+
+        def root_beyond(start, rows): start.root = start.rows.count
+        def root_in_the_middle(start, rows): start.root = 1  # the rows behind it lie in row 0
+        def root_detached(start, rows): rows[0].flags |= lib.ROW_DETACHED
+        def overlay_without_options(start, rows): rows[0].op = lib.ROW_OVERLAY
+        def overlay_elsewhere(start, rows):
+            rows[1].op, rows[1].data = lib.ROW_OVERLAY, (start.size - 1, 1)
+        def handle_without_a_stage(start, rows): rows[1].op = lib.ROW_HANDLE
+        def maps_without_a_source(start, rows):
+            rows[0].flags |= lib.ROW_OWN_MAPS
+            rows[0].data = (start.size - 1, 1)
+        for change in (root_beyond, root_in_the_middle, root_detached, overlay_without_options,
+            overlay_elsewhere, handle_without_a_stage, maps_without_a_source):
+            tell_verdict(change)
+        """
+    )
+    assert answers == ["failed request 22"] * 7
+
+
 def test_a_flag_for_root_callers_is_no_use_to_another(nonsense: Run) -> None:
     answers = nonsense(
         """

@@ -44,7 +44,8 @@ def made(block: Block) -> list[str]:
 
 def parameters(blocks: list[Block]) -> list[object]:
     def needs(block: Block) -> tuple[str, ...]:
-        return ("userns", "busybox") if "busybox" in block.text else ("userns",)
+        words = {"busybox": "busybox", "Overlay": "overlay"}
+        return ("userns", *(need for word, need in words.items() if word in block.text))
 
     return [pytest.param(b, id=b.name, marks=pytest.mark.needs(*needs(b))) for b in blocks]
 

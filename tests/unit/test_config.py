@@ -38,6 +38,7 @@ from container._config import (
     Mount,
     MountFlags,
     Namespaces,
+    Overlay,
     Process,
     Result,
     Rlimit,
@@ -54,7 +55,7 @@ from container._errors import CommandError, ConfigError, UnsupportedError
 SECRET = "hunter2-secret"
 NOW = datetime(2024, 5, 6, 7, 8, 9, 123456, UTC)
 CLASSES = [
-    *(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Config, Rlimit, Process),
+    *(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Config, Rlimit, Process),
     *(SignalConfig, State, ContainerState, Usage, Result),
 ]
 FULL_CONFIG = Config(
@@ -67,6 +68,7 @@ FULL_CONFIG = Config(
     use_pivot_root=False,
     capabilities=Capabilities.none(),
     no_new_privileges=False,
+    read_only_root=True,
 )
 FULL_PROCESS = Process(
     ["sh", "-c", "true"],
@@ -545,17 +547,97 @@ def test_a_mount_that_contradicts_itself_is_refused(args: tuple[Any, ...], field
     assert config_error(Mount, *args).field == field
 
 
-@pytest.mark.parametrize("kind", ["proc", "sysfs", "devpts", "ext4", ""])
+@pytest.mark.parametrize("kind", ["ext4", "overlay", ""])
 def test_other_types_of_mount_are_unsupported_by_name(kind: str) -> None:
     assert unsupported_field(Mount, "none", "/b", kind) == "type"
 
 
-@pytest.mark.parametrize("flag", ["PROC", "SYSFS", "DEVPTS", "PRIVATE", "SLAVE", "SHARED"])
-def test_other_flags_of_a_mount_are_unsupported_by_name(flag: str) -> None:
-    assert unsupported_field(Mount, "/a", "/b", flags=MountFlags[flag]) == "flags"
-    if flag in ("PRIVATE", "SLAVE", "SHARED"):
-        flags = MountFlags.BIND | MountFlags[flag]
-        assert unsupported_field(Mount, "/a", "/b", "bind", flags) == "flags"
+@pytest.mark.parametrize("kind", ["proc", "sysfs", "devpts", "tmpfs"])
+def test_a_file_system_of_the_kernel_is_named_by_type_or_flag(kind: str) -> None:
+    assert Mount(None, "/b", kind) == Mount(None, "/b", flags=MountFlags[kind.upper()])
+    # Written to by mistake sysfs changes the machine.
+    assert Mount(None, "/b", kind).read_only is (kind == "sysfs")
+    assert Mount(None, "/b", kind, read_only=False).read_only is False
+
+
+def test_propagation_is_private_unless_said_otherwise() -> None:
+    bind = Mount.bind("/a", "/b")
+    assert Mount("/a", "/b", flags=MountFlags.BIND | MountFlags.PRIVATE) == bind
+    for flag in (MountFlags.SLAVE, MountFlags.SHARED):
+        assert Mount("/a", "/b", "bind", flag).flags == MountFlags.BIND | flag
+    both = MountFlags.SLAVE | MountFlags.SHARED
+    assert config_error(Mount, "/a", "/b", "bind", both).field == "flags"
+    assert config_error(Mount, None, "/b", "tmpfs", MountFlags.SLAVE).field == "flags"
+
+
+def test_read_only_has_one_meaning_in_flags_and_field() -> None:
+    bind = Mount.bind("/a", "/b", read_only=True)
+    assert Mount("/a", "/b", "bind", read_only=True) == bind
+    assert bind.flags == MountFlags.BIND_READ_ONLY
+    contradiction = config_error(
+        Mount, "/a", "/b", flags=MountFlags.BIND_READ_ONLY, read_only=False
+    )
+    assert contradiction.field == "read_only"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"uid_mappings": [IDMapping(0, 5, 1)]}, "gid_mappings"),
+        ({"gid_mappings": [IDMapping(0, 5, 1)]}, "uid_mappings"),
+        (
+            {"uid_mappings": [IDMapping(0, 5, 1)], "gid_mappings": [IDMapping(0, 5, 2)] * 2},
+            "gid_mappings[1]",
+        ),
+        (
+            {
+                "uid_mappings": [IDMapping(0, 5, 1)],
+                "gid_mappings": [IDMapping(0, 5, 1)],
+                "idmap": True,
+            },
+            "idmap",
+        ),
+        ({"idmap": 1}, "idmap"),
+        ({"noexec": None}, "noexec"),
+        ({"recursive": 0}, "recursive"),
+    ],
+)
+def test_options_of_a_bind_that_make_no_sense_are_refused(
+    options: dict[str, Any], field: str
+) -> None:
+    assert config_error(Mount, "/a", "/b", "bind", **options).field == field
+
+
+def test_only_a_bind_maps_ids() -> None:
+    assert config_error(Mount, None, "/b", "tmpfs", idmap=True).field == "idmap"
+    maps = [IDMapping(0, 5, 1)]
+    wrong = config_error(Mount, None, "/b", "proc", uid_mappings=maps, gid_mappings=maps)
+    assert wrong.field == "uid_mappings"
+
+
+# Overlays -------------------------------------------------------------------------------------
+
+
+def test_an_overlay_has_one_or_several_lower_directories() -> None:
+    assert Overlay("/a") == Overlay(["/a"]) == Overlay((Path("/a"),))
+    assert Overlay(["/a", "b"], Path("/u"), "/w").lower == ("/a", "b")
+    assert Overlay("/a", "/u").work is None
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        (([],), "lower"),
+        ((["/a"] * 501,), "lower"),
+        ((["/a", ""],), "lower[1]"),
+        ((["/a", b"/b"],), "lower[1]"),
+        ((5,), "lower"),
+        (("/a", ""), "upper"),
+        (("/a", None, "/w"), "work"),
+    ],
+)
+def test_a_bad_overlay_is_refused(args: tuple[Any, ...], field: str) -> None:
+    assert config_error(Overlay, *args).field == field
 
 
 def test_two_mounts_on_one_target_are_refused() -> None:

@@ -22,7 +22,7 @@ from container._launcher import (
     encode_start,
 )
 from container._native import ffi, lib
-from container._rootfs import Attribute, Op, Row, RowFlag
+from container._rootfs import Attribute, Op, Row, RowFlag, place_of
 
 START = ffi.sizeof("struct start")
 
@@ -212,6 +212,18 @@ def test_a_table_that_is_used_again_encodes_as_a_fresh_one(
     for each in (sources, other, sources):
         fresh = RowTable(kept.rows).encode(each, by_fd=by_fd)
         assert kept.encode(each, by_fd=by_fd) == fresh
+
+
+def test_the_rows_of_a_stage_come_first_and_the_bases_of_the_others_move_with_them() -> None:
+    stage = [
+        Row(Op.MOUNT, "", "stage"),
+        Row(Op.BIND, "0", "layer"),
+        Row(Op.HANDLE, "x", "", base=1),
+    ]
+    rows = [Row(Op.OVERLAY, "", "root"), Row(Op.MOUNT, "dev", ""), Row(Op.MOUNT, "pts", "", base=1)]
+    table = RowTable(rows, stage)
+    assert (table.root, [row.base for row in table.rows]) == (3, [0, 0, 1, 0, 3, 4])
+    assert place_of(table.rows, table.rows[-1]) == "/dev/pts"
 
 
 def request_of(**changes: Any) -> StartRequest:

@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container import Capabilities, Config, HostRoot, IDMapping, Mount, Namespaces
+from container import (
+    Capabilities,
+    Config,
+    HostRoot,
+    IDMapping,
+    Mount,
+    MountFlags,
+    Namespaces,
+    Overlay,
+    UnsupportedError,
+)
 from container._native import ffi
 from container._rootfs import (
     Attribute,
@@ -22,6 +33,7 @@ from container._rootfs import (
     needs_locked_mounts,
     place_of,
     plan_rows,
+    plan_stage,
 )
 
 LAYOUT = HostLayout(
@@ -31,7 +43,7 @@ LAYOUT = HostLayout(
     prefixes=("/opt/python",),
 )
 LEASED = Surroundings(idmap=True, gid_mappings=(IDMapping(0, 65536 << 4, 65536),))
-ONE_ID = Surroundings(idmap=False, gid_mappings=(IDMapping(0, 1000, 1),))
+ONE_ID = Surroundings(idmap=False, gid_mappings=(IDMapping(0, 1000, 1),), by_fd=False)
 NO_NAMESPACE = Surroundings(idmap=False, gid_mappings=())
 
 
@@ -187,11 +199,149 @@ def test_mounts_come_before_the_covers_and_in_their_order() -> None:
         *expected,
         *covers(1),
     ]
-    without = [each.replace("+idmap+", "+") for each in expected]
+    without = [each.replace("+idmap", "").replace("_optional", "") for each in expected]
     assert plan(Config("/srv/root", mounts=mounts), ONE_ID)[-3 - COVERS :] == [
         *without,
         *covers(1),
     ]
+
+
+def lines_of_mounts(mounts: Sequence[Mount], around: Surroundings = LEASED) -> list[str]:
+    config = Config("/srv/root", mounts=mounts, masked_paths=(), readonly_paths=())
+    return plan(config, around)[-len(mounts) :]
+
+
+def test_file_systems_of_the_kernel_are_mounted_with_their_options() -> None:
+    mounts = [
+        Mount(None, "/a", "proc", data="hidepid=2,subset=pid", noexec=True),
+        Mount(None, "/b", "sysfs", nosuid=False),
+        Mount(None, "/c", "devpts"),
+        Mount(None, "/d", "devpts", data="ptmxmode=0600"),
+        Mount(None, "/e", "mqueue", read_only=True),
+    ]
+    assert lines_of_mounts(mounts) == [
+        "mount 0:/a <- proc hidepid 2 subset pid +make_directory+nosuid+nodev+noexec",
+        "mount 0:/b <- sysfs +make_directory+read_only+nodev",
+        "mount 0:/c <- devpts ptmxmode 0666 mode 0620 gid 5 +make_directory+nosuid",
+        "mount 0:/d <- devpts ptmxmode 0600 +make_directory+nosuid",
+        "mount 0:/e <- mqueue +make_directory+read_only+nosuid+nodev",
+    ]
+
+
+def test_what_is_said_of_a_bind_is_in_its_row() -> None:
+    mounts = [
+        Mount.bind("/srv/a", "/a"),
+        Mount("/srv/b", "/b", "bind", MountFlags.SLAVE, recursive=False, noexec=True),
+        Mount("/srv/c", "/c", "bind", MountFlags.SHARED, idmap=False, nodev=False, nosuid=False),
+        Mount("/srv/d", "/d", "bind", idmap=True, read_only=True),
+        Mount(
+            *("/srv/e", "/e", "bind"),
+            uid_mappings=[IDMapping(0, 5, 1), IDMapping(1, 100, 2)],
+            gid_mappings=[IDMapping(0, 6, 1)],
+        ),
+    ]
+    assert lines_of_mounts(mounts) == [
+        "bind 0:/a <- /srv/a +recursive+idmap+nosuid+nodev opened",
+        "bind 0:/b <- /srv/b +idmap+slave+nosuid+nodev+noexec opened",
+        "bind 0:/c <- /srv/c +recursive+shared opened",
+        "bind 0:/d <- /srv/d +recursive+idmap+read_only+nosuid+nodev opened",
+        "bind 0:/e <- /srv/e 0 5 1|1 100 2| 0 6 1| +recursive+own_maps+nosuid+nodev opened",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "around", "field"),
+    [
+        ({"idmap": True}, ONE_ID, "mounts[0].idmap"),
+        ({"idmap": True}, NO_NAMESPACE, "mounts[0].idmap"),
+        (
+            {"uid_mappings": [IDMapping(0, 5, 1)], "gid_mappings": [IDMapping(0, 5, 1)]},
+            ONE_ID,
+            "mounts[0].uid_mappings",
+        ),
+    ],
+)
+def test_ids_that_cannot_be_mapped_are_not_left_unmapped(
+    options: dict[str, Any], around: Surroundings, field: str
+) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        lines_of_mounts([Mount("/srv", "/a", "bind", **options)], around)
+    assert caught.value.field == field
+
+
+def test_a_shared_mount_is_refused_where_locking_the_mounts_would_end_that() -> None:
+    mounts = [Mount("/srv/b", "/b", "bind", MountFlags.SHARED)]
+    with pytest.raises(UnsupportedError) as caught:
+        plan(Config("/srv/root", mounts=mounts, capabilities=Capabilities.all()), LEASED)
+    assert caught.value.field == "mounts[0].flags"
+
+
+def test_a_read_only_root_is_made_so_last_and_what_lies_in_it_first() -> None:
+    config = Config("/srv/root", read_only_root=True, mounts=[Mount.tmpfs("/data")])
+    lines = plan(config, LEASED)
+    assert lines[1:3] == ["attributes 0:/ +recursive+read_only", "attributes 0:/ 1 +may_fail"]
+    assert lines[-2 - COVERS : -COVERS] == [
+        "mount 0:/data <- tmpfs +make_directory+nosuid+nodev",
+        "attributes 0:/ +read_only",
+    ]
+    for root in (None, Overlay("/srv/root")):
+        lines = plan(Config(root, read_only_root=True), LEASED)
+        changes = [line for line in lines if line.startswith("attributes")]
+        assert changes == lines[-1 - COVERS : -COVERS] == ["attributes 0:/ +read_only"]
+
+
+# Overlays -------------------------------------------------------------------------------------
+
+
+def stage(root: Overlay, around: Surroundings) -> list[str]:
+    return [line_of(row) for row in plan_stage(Config(root), around)]
+
+
+STAGE = "mount 0:/ <- tmpfs mode 700"
+
+
+def test_an_overlay_is_made_of_short_names_in_a_stage_of_its_own() -> None:
+    rows = plan_stage(Config(Overlay(["/srv/a,b:c", "d"])), LEASED)
+    assert [line_of(row).split(" +")[0].removesuffix(" opened") for row in rows] == [
+        STAGE,
+        "bind 0:/0 <- /srv/a,b:c",
+        "bind 0:/1 <- d",
+        *("directory 0:/m 755", "directory 0:/u 755", "directory 0:/w 755"),
+    ]
+    layer = RowFlag.NEW_TARGET | RowFlag.IDMAP
+    safe = Attribute.READ_ONLY | Attribute.NOSUID | Attribute.NODEV
+    assert [(row.flags, row.attributes) for row in rows[1:3]] == [(layer, safe)] * 2
+    assert all(row.opened and row.directory for row in rows[1:3])
+    root, *_ = plan(Config(Overlay(["/srv/a,b:c", "d"])), LEASED)
+    assert root == ("overlay 0:/ <- m lowerdir=0:1,upperdir=u,workdir=w,userxattr +nosuid+nodev")
+
+
+def test_an_overlay_without_a_user_namespace_has_the_attributes_of_root() -> None:
+    root, *_ = plan(Config(Overlay("/srv"), Namespaces(user=False)), NO_NAMESPACE)
+    assert root == "overlay 0:/ <- m lowerdir=0,upperdir=u,workdir=w +nosuid+nodev"
+
+
+@pytest.mark.parametrize(
+    ("work", "rows"),
+    [
+        (None, ["bind 0:/p <- /k", "handle 3:/up <- u", "handle 3:/up.work <- w 700"]),
+        ("/k/a/b", ["bind 0:/p <- /k", "handle 3:/up <- u", "handle 3:/a/b <- w"]),
+        ("/w", ["bind 0:/p <- /", "handle 3:/k/up <- u", "handle 3:/w <- w"]),
+    ],
+)
+def test_upper_and_work_are_looked_up_below_what_they_have_in_common(
+    work: str | None, rows: list[str]
+) -> None:
+    made = [line.split(" +")[0] for line in stage(Overlay("/srv", "/k/up", work), ONE_ID)]
+    assert [line.removesuffix(" opened") for line in made[3:]] == rows
+
+
+def test_a_directory_of_an_overlay_is_idmapped_for_a_root_caller_only() -> None:
+    overlay = Overlay("/srv", "/k/up")
+    for around, wanted in ((LEASED, 2), (ONE_ID, 0)):
+        rows = plan_stage(Config(overlay), around)
+        assert sum(bool(row.flags & RowFlag.IDMAP) for row in rows) == wanted
+        assert not any(row.flags & RowFlag.IDMAP_OPTIONAL for row in rows)
 
 
 def test_the_field_of_a_mount_is_where_it_was_written() -> None:
@@ -349,14 +499,14 @@ def make(given_mounts: Sequence[tuple[str, str]]) -> list[Mount]:
 
 
 @given(
-    st.sampled_from(["/srv/root", None, HostRoot(extra=["/opt/x"])]),
+    st.sampled_from(["/srv/root", None, HostRoot(extra=["/opt/x"]), Overlay("/srv", "/up")]),
     mounts,
     st.booleans(),
     st.booleans(),
     st.sampled_from([LEASED, ONE_ID]),
 )
 def test_every_list_is_one_that_the_launcher_can_carry_out(
-    root: str | HostRoot | None,
+    root: str | HostRoot | Overlay | None,
     given_mounts: list[tuple[str, str]],
     net: bool,
     no_new_privileges: bool,
@@ -370,9 +520,9 @@ def test_every_list_is_one_that_the_launcher_can_carry_out(
     for index, row in enumerate(rows):
         # What lies in a mount comes after it.
         assert row.base < max(index, 1)
-        assert rows[row.base].op in {Op.BIND, Op.MOUNT}
+        assert rows[row.base].op in {Op.BIND, Op.MOUNT, Op.OVERLAY}
         assert not row.target.startswith("/")
-        assert row.target or index == 0 or row.flags & RowFlag.DETACHED
+        assert row.target or index == 0 or row.op == Op.ATTRIBUTES or row.flags & RowFlag.DETACHED
         # A source is opened by the caller, or is a device that the child checks.
         if row.op == Op.BIND:
             assert row.opened or row.flags & RowFlag.CHECK_DEVICE
