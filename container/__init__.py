@@ -53,6 +53,15 @@ from container._errors import (
     StateError,
     UnsupportedError,
 )
+from container._seccomp import (
+    SeccompAction,
+    SeccompFlag,
+    SeccompOperator,
+    SeccompProfile,
+    SyscallArg,
+    SyscallCondition,
+    SyscallRule,
+)
 
 if TYPE_CHECKING:
     from container._container import Container
@@ -107,9 +116,16 @@ __all__ = [
     "Report",
     "Result",
     "Rlimit",
+    "SeccompAction",
+    "SeccompFlag",
+    "SeccompOperator",
+    "SeccompProfile",
     "SignalConfig",
     "State",
     "StateError",
+    "SyscallArg",
+    "SyscallCondition",
+    "SyscallRule",
     "UnsupportedError",
     "Usage",
     "__version__",

@@ -13,6 +13,8 @@ A need is a word in ``@pytest.mark.needs(...)``:
 ``cgroup2``         the tests can make a cgroup below their own
 ``cgroup2:memory``  ... which has this controller
 ``kernel>=6.1``     the running kernel is at least this one
+``libseccomp``      the library can be loaded
+``x86_64``          the machine is one
 ``gcc``, ...        the program is installed and runs (see `TOOLS`)
 
 Calls that change the process that makes them are made by a fresh interpreter which runs this very
@@ -212,6 +214,15 @@ def _probe_tool(name: str) -> Probe:
     return probe
 
 
+def _probe_libseccomp(_directory: str) -> None:
+    ctypes.CDLL("libseccomp.so.2")
+
+
+def _probe_x86_64(_directory: str) -> None:
+    if os.uname().machine != "x86_64":
+        raise MissingError(f"the machine is {os.uname().machine}")
+
+
 def _check_static(path: str) -> None:
     """A root directory holds nothing but this program, so it must run without a loader."""
     interpreter = _program_interpreter(Path(path).read_bytes())
@@ -256,6 +267,7 @@ TOOLS = {
     "clang": Tool(),
     "gcc": Tool(),
     "ip": Tool(("-V",)),
+    "musl-gcc": Tool(),
     "newgidmap": Tool((), status=1, check=_check_privileged),
     "newuidmap": Tool((), status=1, check=_check_privileged),
     "nft": Tool(),
@@ -266,6 +278,8 @@ TOOLS = {
 }
 
 PROBES: dict[str, Probe] = {
+    "libseccomp": _probe_libseccomp,
+    "x86_64": _probe_x86_64,
     "root": _probe_root,
     "user": _probe_in_child("user"),
     "user_python": _probe_user_python,

@@ -17,7 +17,7 @@ import container
 
 PACKAGE = Path(container.__file__).parent
 
-WORDS = {"_errors", "_capabilities", "_config"}
+WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
 LEAVES = {"_ids", "_rootfs", "_users", "_walls"}
@@ -30,7 +30,8 @@ MIDDLE = DOOR | {"_accounts", "_plan", "_streams", "_process"}
 ARROWS = {
     "_errors": set[str](),
     "_capabilities": {"_errors"},
-    "_config": {"_errors", "_capabilities"},
+    "_seccomp": {"_errors", "_capabilities"},
+    "_config": {"_errors", "_capabilities", "_seccomp"},
     **{leaf: WORDS for leaf in LEAVES},
     "_rootfs": WORDS | {"_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
@@ -67,16 +68,24 @@ def arrows_of(path: Path) -> set[str]:
     names = (name.split(".") for name in imports_of(path))
     used = {name[1] for name in names if name[0] == "container" and len(name) > 1}
     # container.run, container.Config and the like are names of the package, not modules.
-    return used & ({each.stem for each in PACKAGE.glob("*.py")} | {"_native"})
+    return used & ({module_of(each) for each in FILES} | {"_native"}) - {module_of(path)}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def module_of(path: Path) -> str:
+    """A package within the package is one module to the others."""
+    return path.stem if path.parent == PACKAGE else path.parent.name
+
+
+FILES = sorted(PACKAGE.glob("**/*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
-    assert arrows_of(path) <= ARROWS[path.stem]
+    assert arrows_of(path) <= ARROWS[module_of(path)]
 
 
 def test_only_the_launcher_module_imports_the_extension() -> None:
-    users = {path.stem for path in PACKAGE.glob("**/*.py") if "_native" in arrows_of(path)}
+    users = {module_of(path) for path in FILES if "_native" in arrows_of(path)}
     assert users == {"_launcher"}
 
 
@@ -124,7 +133,7 @@ def test_public_names_are_sorted_constants_then_classes_then_the_rest() -> None:
 
 
 def test_nothing_public_is_missing_from_all() -> None:
-    loaded_by_tests = {path.stem for path in PACKAGE.glob("*.py")} | {"_native"}
+    loaded_by_tests = {*map(module_of, FILES), "_native"}
     public = {name for name in vars(container) if not name.startswith("_")} - loaded_by_tests
     assert public - set(container.__all__) <= {"Any", "TYPE_CHECKING"}
 
