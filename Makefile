@@ -42,10 +42,10 @@ lint: lint-python lint-c ## check format, types and warnings, with what is insta
 lint-python: $(VENV)/.lint
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m mypy container tests bench docs build_ffi.py
+	$(python) -m mypy container tests bench docs build_ffi.py .ci/syscall_table.py
 
 lint-c:
-	$(call where,clang-format) clang-format --dry-run -Werror csrc/*.[ch] bench/*.c
+	$(call where,clang-format) clang-format --dry-run -Werror csrc/*.[ch] bench/*.c tests/*/*.c
 	$(call where,gcc) $(call compile,gcc)
 	$(call where,clang) $(call compile,clang)
 	$(call where,aarch64-linux-gnu-gcc) $(call compile,aarch64-linux-gnu-gcc)

@@ -10,7 +10,7 @@ hashable, may be shared between threads, and is copied by reference.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import STRICT, IntFlag, StrEnum
 from functools import partial, wraps
@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, Protocol, Self, TypeVar
 
 from container._capabilities import Capabilities
 from container._errors import CommandError, ConfigError, UnsupportedError, publish
+from container._seccomp import SeccompProfile
 
 # The values of subprocess, which takes 13 ms to import.
 PIPE, STDOUT, DEVNULL = -1, -2, -3
@@ -745,7 +746,7 @@ _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 
 
-@_not_yet("seccomp", "devices", "setup_dev", "resources", "network", "hooks")
+@_not_yet("devices", "setup_dev", "resources", "network", "hooks")
 @dataclass(frozen=True, slots=True)
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
@@ -757,6 +758,12 @@ class Config(_Checked):
     ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges that are
     chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay reachable
     for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
+
+    ``seccomp`` is the filter of system calls, by default ``SeccompProfile.default()``; its rules
+    for capabilities go by the bounding set, and those for CAP_SYS_ADMIN hold with ``nested`` too.
+    ``None`` is a downgrade: no filter, and all of the kernel's interface to attack. With
+    ``no_new_privileges=False`` the profile must allow what changes ids and capabilities as well,
+    because only before that may a filter be loaded.
 
     ``masked_paths`` show as empty and ``readonly_paths`` cannot be written, submounts included;
     one that is not there is left out (OCI runtime-spec, config-linux). None means Docker's: of
@@ -780,6 +787,9 @@ class Config(_Checked):
     gid_mappings: _IDMappings = ()
     use_pivot_root: Annotated[bool, _bool] = True
     capabilities: Annotated[Capabilities, _instance(Capabilities)] = _DEFAULT_CAPABILITIES
+    seccomp: Annotated[SeccompProfile | None, _optional(_instance(SeccompProfile))] = field(
+        default_factory=SeccompProfile.default
+    )
     _: KW_ONLY  # the API has parameters to come before these
     no_new_privileges: Annotated[bool, _bool] = True
     nested: Annotated[bool, _bool] = False

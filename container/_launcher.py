@@ -104,6 +104,8 @@ class Base:
     permitted: int
     inheritable: int
     ambient: int
+    filter: bytes = b""  # struct sock_filter[]
+    filter_flags: int = 0
 
 
 @dataclass(slots=True)
@@ -209,7 +211,8 @@ def encode_start(
     base = request.base
     table = base.table.encode(sources, by_fd=by_fd)
     limits_at = _START_SIZE + len(table)
-    vectors_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
+    filter_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
+    vectors_at = filter_at + len(base.filter)
     numbers_at = vectors_at + 8 * (len(request.args) + len(request.env) + 2)
     blob = _Blob(numbers_at + 4 * (len(request.programs) + len(request.groups)))
     args = [blob.string(text) for text in request.args]
@@ -240,8 +243,9 @@ def encode_start(
         (
             *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
-            *(*spans, (limits_at, len(request.limits)), hostname, domainname, cwd),
-            *(request.uid, request.gid, request.umask, source_count, base.table.root),
+            *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
+            *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
+            *(source_count, base.table.root, base.filter_flags, 0),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )
@@ -251,6 +255,7 @@ def encode_start(
             bytes(ffi.buffer(header)),
             table,
             bytes(ffi.buffer(limits)),
+            base.filter,
             array("Q", (*args, 0, *env, 0)).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,

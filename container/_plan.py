@@ -2,6 +2,7 @@
 """From Config and Process to the launcher's request, and from its answer to an error."""
 
 import os
+import re
 import resource
 import stat
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Self, cast
 
 from container import _ids
 from container._accounts import look_up
-from container._capabilities import to_mask
+from container._capabilities import Capability, to_mask
 from container._config import (
     MAX_GROUPS,
     Config,
@@ -49,11 +50,13 @@ from container._rootfs import (
     plan_stage,
     upper_and_work,
 )
+from container._seccomp._compiler import Filter, compile_profile
 from container._users import Account
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INFINITY = 2**64 - 1
 _CLONE_NEWTIME = 0x80
+_MACHINES_BY_PERSONALITY = {"i686": "x86_64", "armv8l": "aarch64", "armv7l": "aarch64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,7 @@ def _lay_foundation(
         if count > most:
             raise ConfigError(f"too many: {count} mounts and files, at most {most}", field="mounts")
     capabilities = config.capabilities
+    seccomp = _filter_of(config)
     base = Base(
         clone_flags=namespaces.clone_flags(),
         kept_namespaces=("mnt", "user", *_kept(namespaces)),
@@ -201,6 +205,8 @@ def _lay_foundation(
         permitted=to_mask(capabilities.permitted),
         inheritable=to_mask(capabilities.inheritable),
         ambient=to_mask(capabilities.ambient),
+        filter=seccomp.program,
+        filter_flags=seccomp.flags,
     )
     return _Foundation(base, identity)
 
@@ -233,6 +239,19 @@ def _check_overlap(root: Overlay) -> None:
 
 def _overlap(a: str, b: str) -> bool:
     return os.path.commonpath((a, b)) in (a, b)
+
+
+def _filter_of(config: Config) -> Filter:
+    if config.seccomp is None:
+        return Filter(b"", 0)
+    capabilities = config.capabilities.bounding
+    if config.nested:  # where the first process makes a namespace it has every capability
+        capabilities |= {Capability.SYS_ADMIN}
+    system = os.uname()
+    # A caller with another personality is told of a 32-bit machine; the launcher is of 64 bits.
+    machine = _MACHINES_BY_PERSONALITY.get(system.machine, system.machine)
+    major, minor = [*map(int, re.findall(r"\d+", system.release)), 0, 0][:2]
+    return compile_profile(config.seccomp, machine, capabilities, (major, minor))
 
 
 def _kept(namespaces: Namespaces) -> list[str]:
@@ -387,6 +406,8 @@ _DETAILS = {
     "capabilities": "cannot set the capabilities",
     "no-new-privs": "cannot set no_new_privs",
     "fds": "cannot lay out the standard streams",
+    "seccomp-early": "cannot load the seccomp filter",
+    "seccomp": "cannot load the seccomp filter",
 }
 
 

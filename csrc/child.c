@@ -246,6 +246,30 @@ static long set_rlimits(struct child *child)
     return 0;
 }
 
+static long load_filter(const struct child *child)
+{
+    const struct start *start = child->start;
+    struct sock_fprog program = {.length = (uint16_t)start->filter.count,
+                                 .filter = span_at(child->request->bytes, start->filter)};
+    long result;
+    if (start->filter.count == 0)
+        return 0;
+    result = sys(__NR_seccomp, SECCOMP_SET_MODE_FILTER, start->filter_flags, &program);
+    return result > 0 ? -EBUSY : result; /* a thread of ours that cannot have it; there is none */
+}
+
+/* Without no_new_privs it takes CAP_SYS_ADMIN, which goes with the next steps: so they happen
+ * under the filter. */
+static long filter_early(struct child *child)
+{
+    return child->start->flags & START_NO_NEW_PRIVS ? 0 : load_filter(child);
+}
+
+static long filter_last(struct child *child)
+{
+    return child->start->flags & START_NO_NEW_PRIVS ? load_filter(child) : 0;
+}
+
 static long drop_bounding(struct child *child)
 {
     for (int capability = 0; capability < 64; capability++) {
@@ -327,13 +351,17 @@ static long enter_cwd(struct child *child)
 
 static long place_fds(struct child *child)
 {
+    uint64_t no_signals = 0;
+    long result;
     for (int i = 0; i < STDIO_COUNT; i++) {
-        long result = sys(__NR_dup3, child->stdio[i], i, 0);
+        result = sys(__NR_dup3, child->stdio[i], i, 0);
         if (result < 0)
             return result;
     }
     /* All are close-on-exec already; a host fd in a container is worth a second lock. */
-    return sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
+    result = sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
+    return result < 0 ? result
+                      : sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
 }
 
 /* In place: memory of our own would stay with a launcher that shares its own with us. */
@@ -345,6 +373,22 @@ static const char **make_vector(const struct child *child, struct span span)
     return (const char **)slots;
 }
 
+/* "No such file" of a file that is there: its interpreter is missing. The filter may kill for the
+ * question, so the answer without it is noted first; and nothing is asked before all have failed.
+ */
+static void look_for_program(struct child *child)
+{
+    const uint32_t *programs = span_at(child->request->bytes, child->start->programs);
+    child->progress->error = ENOENT;
+    for (uint32_t i = 0; i < child->start->programs.count; i++) {
+        if (sys(__NR_faccessat, AT_FDCWD, text(child, programs[i]), 0) != 0)
+            continue;
+        child->progress->row = (int32_t)i;
+        child->progress->value = 1;
+        return;
+    }
+}
+
 /* Try the candidates as execvpe does: on to the next where one is absent or forbidden, and
  * "forbidden" is what is told when none could be run. */
 static long execute_any(struct child *child, const char **args, const char **env)
@@ -352,21 +396,19 @@ static long execute_any(struct child *child, const char **args, const char **env
     const uint32_t *programs = span_at(child->request->bytes, child->start->programs);
     long told = -ENOENT;
     for (uint32_t i = 0; i < child->start->programs.count; i++) {
-        const char *program = text(child, programs[i]);
-        long error = sys(__NR_execve, program, args, env);
-        /* ENOENT for a file that is there: its interpreter is missing. */
-        int found = error == -ENOENT && sys(__NR_faccessat, AT_FDCWD, program, 0) == 0;
-        if (!found && (error == -ENOENT || error == -ENOTDIR)) {
+        long error = sys(__NR_execve, text(child, programs[i]), args, env);
+        if (error == -ENOENT || error == -ENOTDIR) {
             if (child->start->programs.count == 1) /* asked for by its path */
                 told = error;
             continue;
         }
         told = error;
         child->progress->row = (int32_t)i;
-        child->progress->value = found;
         if (error != -EACCES)
             break;
     }
+    if (told == -ENOENT)
+        look_for_program(child);
     return told;
 }
 
@@ -374,9 +416,7 @@ static long execute(struct child *child)
 {
     const char **args = make_vector(child, child->start->args);
     const char **env = make_vector(child, child->start->env);
-    uint64_t no_signals = 0;
-    long result = sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
-    return result < 0 ? result : execute_any(child, args, env);
+    return execute_any(child, args, env);
 }
 
 static const struct {
@@ -393,12 +433,14 @@ static const struct {
     {STEP_LOCK_MOUNTS, lock_mounts},
     {STEP_GATE, wait_at_gate},
     {STEP_RLIMITS, set_rlimits},
+    {STEP_SECCOMP_EARLY, filter_early},
     {STEP_BOUNDING, drop_bounding},
     {STEP_IDS, set_ids},
     {STEP_CAPABILITIES, set_capabilities},
     {STEP_NO_NEW_PRIVS, forbid_new_privileges},
     {STEP_CWD, enter_cwd},
     {STEP_FDS, place_fds},
+    {STEP_SECCOMP, filter_last},
     {STEP_EXEC, execute},
 };
 

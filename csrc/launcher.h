@@ -32,12 +32,14 @@ enum step {
     STEP_LOCK_MOUNTS, /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
     STEP_GATE,        /* created: wait for the word to start */
     STEP_RLIMITS,
-    STEP_BOUNDING, /* drop the bounding set while CAP_SETPCAP is there */
-    STEP_IDS,      /* groups, gid, uid of the process */
+    STEP_SECCOMP_EARLY, /* the filter, while there are the rights for it: without no_new_privs */
+    STEP_BOUNDING,      /* drop the bounding set while CAP_SETPCAP is there */
+    STEP_IDS,           /* groups, gid, uid of the process */
     STEP_CAPABILITIES,
     STEP_NO_NEW_PRIVS,
     STEP_CWD,
-    STEP_FDS, /* stdio in place, everything else close-on-exec */
+    STEP_FDS,     /* stdio in place, everything else close-on-exec; signals unblocked */
+    STEP_SECCOMP, /* the filter, with no_new_privs: nothing but execve is made under it */
     STEP_EXEC,
     STEP_COUNT
 };
@@ -100,7 +102,8 @@ enum limits {
     MAX_FDS = 250, /* in one message */
     MAX_REQUEST = 16777216,
     MAX_INLINE = 131072, /* larger requests come in a memfd */
-    MAX_SLOT = 65535
+    MAX_SLOT = 65535,
+    MAX_FILTER = 4096 /* BPF_MAXINSNS */
 };
 
 struct span {
@@ -147,6 +150,7 @@ struct start {
     struct span env;      /* likewise */
     struct span groups;   /* uint32_t */
     struct span rlimits;  /* struct limit */
+    struct span filter;   /* struct sock_filter; none: no seccomp filter */
     uint32_t hostname;    /* string, "" leaves it */
     uint32_t domainname;  /* likewise */
     uint32_t cwd;         /* string */
@@ -154,7 +158,9 @@ struct start {
     uint32_t gid;
     uint32_t umask;
     uint32_t source_count;
-    uint32_t root; /* the row */
+    uint32_t root;         /* the row */
+    uint32_t filter_flags; /* of seccomp(2) */
+    uint32_t unused;
     uint64_t bounding;
     uint64_t effective;
     uint64_t permitted;

@@ -6,6 +6,8 @@
  */
 #include "internal.h"
 
+enum { FILTER_SIZE = 8 }; /* of a struct sock_filter */
+
 static int span_fits(struct span span, size_t item, size_t align, size_t size)
 {
     return span.offset <= size && span.offset % align == 0 &&
@@ -147,6 +149,9 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
     if (!span_fits(start->groups, sizeof(uint32_t), sizeof(uint32_t), size))
         return -EINVAL;
     if (!span_fits(start->rlimits, sizeof(struct limit), 8, size))
+        return -EINVAL;
+    if (start->filter.count > MAX_FILTER ||
+        !span_fits(start->filter, FILTER_SIZE, sizeof(uint32_t), size))
         return -EINVAL;
     if (!string_fits(start->hostname, size) || !string_fits(start->domainname, size) ||
         !string_fits(start->cwd, size))

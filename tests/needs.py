@@ -268,6 +268,7 @@ TOOLS = {
     "gcc": Tool(),
     "ip": Tool(("-V",)),
     "musl-gcc": Tool(),
+    "node": Tool(),
     "newgidmap": Tool((), status=1, check=_check_privileged),
     "newuidmap": Tool((), status=1, check=_check_privileged),
     "nft": Tool(),

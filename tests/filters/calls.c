@@ -2,7 +2,8 @@
 /*
  * Make system calls under a filter that refuses all of them, and note what each one returned.
  * calls FILE: u32 instructions, u32 calls, the filter, the calls; the results are written over
- * the numbers of the calls. For x86_64 and the 32-bit calls of it. What ends it is that it cannot end: exit_group is refused as well.
+ * the numbers of the calls. For x86_64 and the 32-bit calls of it. What ends it is that it cannot
+ * end: exit_group is refused as well.
  */
 #include <fcntl.h>
 #include <linux/filter.h>

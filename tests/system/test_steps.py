@@ -63,8 +63,8 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     order = [
         *("rights", "request", "lease", "clone", "id-maps", "sources"),
         *("sync", "setup-ids", "session", "network", "hostname", "filesystem", "pivot"),
-        *("lock-mounts", "gate", "rlimits", "bounding", "ids", "capabilities"),
-        *("no-new-privs", "cwd", "fds", "exec"),
+        *("lock-mounts", "gate", "rlimits", "seccomp-early", "bounding", "ids"),
+        *("capabilities", "no-new-privs", "cwd", "fds", "seccomp", "exec"),
     ]
     assert list(STEPS) == order
 

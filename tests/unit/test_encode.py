@@ -74,6 +74,8 @@ bases = st.builds(
     permitted=long,
     inheritable=long,
     ambient=long,
+    filter=st.lists(st.binary(min_size=8, max_size=8), max_size=3).map(b"".join),
+    filter_flags=word,
 )
 requests = st.builds(
     StartRequest,
@@ -168,6 +170,8 @@ def test_a_request_reads_back_as_it_was_made(
     root = request.uid == 0
     assert start.effective == (base.effective if root else base.ambient)
     assert start.permitted == (base.permitted if root else base.ambient)
+    assert read.bytes_of(start.filter, 8, 4) == base.filter
+    assert start.filter_flags == base.filter_flags
     for span, maps in ((start.uid_map, uids), (start.gid_map, gids)):
         lines = read.bytes_of(span).decode().splitlines()
         assert [tuple(map(int, line.split())) for line in lines] == [
