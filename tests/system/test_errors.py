@@ -338,7 +338,6 @@ def test_what_is_not_supported_yet_is_named() -> None:
         (lambda: Process(["true"], tty=True), "tty"),  # type: ignore[call-arg]
         (lambda: Namespaces(net="/proc/1/ns/net"), "net"),  # type: ignore[arg-type]
         (lambda: Config(namespaces=Namespaces(pid=False)), "namespaces.pid"),
-        (lambda: Mount(None, "/a", "proc"), "type"),
     ):
         with pytest.raises(UnsupportedError) as caught:
             make()
