@@ -12,12 +12,14 @@ from setuptools.command.build_ext import build_ext
 LAUNCHER_SOURCES = [
     f"csrc/{name}.c"
     for name in (
+        "blank",
         "child",
         "containers",
         "filesystem",
         "idmap",
         "layers",
         "launcher",
+        "lease",
         "message",
         "prepare",
         "proc",

@@ -7,6 +7,7 @@ request's other end of it reports what became of the container, so threads do no
 other, and nothing has to be matched up.
 """
 
+import _socket
 import atexit
 import errno
 import fcntl
@@ -14,22 +15,24 @@ import os
 import socket
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
-from functools import partial
 from math import ceil
 from select import POLLIN, poll
 from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
-from typing import Final
+from typing import Any, Final
 
 from container import _ids
 from container._config import IDMapping
 from container._errors import UnsupportedError, launch_error
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
+
+# The plain one: making two of the class above it takes longer than all else that a start does here.
+Socket = _socket.socket
 
 STEPS: Final[dict[int, str]] = {
     value: name.removeprefix("STEP_").lower().replace("_", "-")
@@ -52,6 +55,7 @@ class StartFlag(IntFlag):
     PRIVATE = lib.START_PRIVATE
     SHARE_MEMORY = lib.START_SHARE_MEMORY
     QUIET = lib.START_QUIET
+    LEASE = lib.START_LEASE
 
 
 _MFD_EXEC = 0x10
@@ -123,6 +127,21 @@ class StartRequest:
     uid: int
     gid: int
     umask: int
+    _kept: tuple[object, bytes] | None = None
+
+    def encode(
+        self, maps: "Maps", sources: Sequence[Source | None], *, by_fd: bool, pipes: int
+    ) -> bytes:
+        """`encode_start`, kept for the next start of the like."""
+        opened = [source for source in sources if source is not None]
+        kinds = (each.is_directory if by_fd else each for each in opened)
+        key = (fail_step, by_fd, pipes, *kinds)
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        data = encode_start(self, maps, sources, by_fd=by_fd, pipes=pipes)
+        if by_fd:  # inodes differ from start to start
+            self._kept = (key, data)
+        return data
 
 
 # A test of the undo sets this to a step's number: that step then fails with EIO.
@@ -206,8 +225,12 @@ def encode_start(
     sources: Sequence[Source | None],
     *,
     by_fd: bool,
+    pipes: int = 0,
 ) -> bytes:
-    """The bytes of ``struct start``; ``by_fd``: the launcher copies the sources, as root."""
+    """The bytes of ``struct start``; ``by_fd``: the launcher copies the sources, as root.
+
+    ``maps`` are empty for a leased range. ``pipes``: bit N for a fd N that the process shall own.
+    """
     base = request.base
     table = base.table.encode(sources, by_fd=by_fd)
     limits_at = _START_SIZE + len(table)
@@ -237,6 +260,7 @@ def encode_start(
     effective, permitted = (
         (base.effective, base.permitted) if root else (base.ambient, base.ambient)
     )
+    owner = (_ids.to_host(request.uid, maps[0]), _ids.to_host(request.gid, maps[1]))
     # In the order of the struct: the initialiser of cffi knows its layout.
     header = ffi.new(
         "struct start *",
@@ -245,7 +269,7 @@ def encode_start(
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
-            *(source_count, base.table.root, base.filter_flags, 0),
+            *(source_count, base.table.root, base.filter_flags, pipes, *owner),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )
@@ -294,7 +318,7 @@ class Child:
     threads may poll it; who gets the lock reads.
     """
 
-    def __init__(self, channel: socket.socket, launcher: "Launcher") -> None:
+    def __init__(self, channel: Socket, launcher: "Launcher") -> None:
         self.channel = channel
         self.launcher = launcher
         self.pid: int | None = None
@@ -303,7 +327,6 @@ class Child:
         self.started = False
         self.exit: Exit | None = None
         self.failure: Failure | None = None
-        self._release: Callable[[], None] = _nothing
         self._lock = threading.RLock()  # a signal handler may come back in here
         self._users = 0
         launcher.join()
@@ -328,10 +351,6 @@ class Child:
             self._take(data, int.from_bytes(control[0][2], byteorder) if control else None)
             return True
 
-    def on_end(self, release: Callable[[], None]) -> None:
-        """Have ``release`` called once the first process is reaped."""
-        self._release = release
-
     @property
     def over(self) -> bool:
         """Nothing will be reported after this."""
@@ -354,7 +373,6 @@ class Child:
         elif report.kind == lib.REPORT_FAILED:
             step = STEPS.get(report.step, "launcher")
             self.failure = Failure(step, report.error, report.row, report.value)
-            self._release()
         elif report.kind == lib.REPORT_EXITED:
             self.exit = Exit(
                 os.waitstatus_to_exitcode(report.wait_status),
@@ -362,7 +380,6 @@ class Child:
                 report.system_time / 1e6,
                 report.max_rss,
             )
-            self._release()
 
     def _lose(self) -> None:
         # The launcher is gone, and with it by their death signal its children; one that took
@@ -458,20 +475,11 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
-def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _socket_pair() -> tuple[Socket, Socket]:
+    ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if min(ours.fileno(), theirs.fileno()) > 2:
         return ours, theirs
-    return tuple(socket.socket(fileno=above_stdio(end.detach())) for end in (ours, theirs))  # type: ignore[return-value]
-
-
-@contextmanager
-def closing_on_error(child: Child) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        child.close()
-        raise
+    return tuple(Socket(fileno=above_stdio(end.detach())) for end in (ours, theirs))  # type: ignore[return-value]
 
 
 def open_below(root: int, path: str) -> int:
@@ -482,7 +490,7 @@ def open_below(root: int, path: str) -> int:
     return above_stdio(fd)
 
 
-def send_fds(to: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+def send_fds(to: Socket, data: bytes, fds: Sequence[int]) -> None:
     """As ``socket.send_fds``, which drops its flags (CPython 3.11)."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
     to.sendmsg([data], rights, socket.MSG_NOSIGNAL)
@@ -513,7 +521,7 @@ class Launcher:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self._guard_pidfd: int | None = None
-        self._free: list[int] = []
+        self._has_leases = False
         self._closed = False
         self._retired = False
         self._containers = 0
@@ -525,19 +533,19 @@ class Launcher:
         # Before the first message: the kernel notes a sender only for who has asked for it.
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._lock = threading.RLock()
-        self._slots = range(0)
         self._root = os.stat("/")[1:3]
         self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
-        with theirs:
-            try:
-                self.pid = self._spawn(theirs)
-                self.pidfd = above_stdio(os.pidfd_open(self.pid))
-            except BaseException:
-                self.socket.close()
-                raise
+        try:
+            self.pid = self._spawn(theirs)
+            self.pidfd = above_stdio(os.pidfd_open(self.pid))
+        except BaseException:
+            self.socket.close()
+            raise
+        finally:
+            theirs.close()
         self._identity = os.fstat(self.socket.fileno())[1:3]
 
-    def _spawn(self, theirs: socket.socket) -> int:
+    def _spawn(self, theirs: Socket) -> int:
         fds: list[int] = []
         try:
             fds.append(status := os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC))
@@ -587,19 +595,15 @@ class Launcher:
             except ConnectionError as error:
                 raise _Gone from error
 
-    def acquire_range(self) -> int:
-        """A slot of host ids that no other container of this machine has."""
+    def find_leases(self) -> None:
+        """Tell it where ranges of host ids are to be had that no other container has."""
         with self._lock:
-            if self._free:
-                return self._free.pop()
-        return self._lease()
+            if not self._has_leases:
+                self._tell_leases()
+                self._has_leases = True
 
-    def release_range(self, slot: int) -> None:
-        with self._lock:
-            self._free.append(slot)
-
-    def _lease(self) -> int:
-        slots = self._slots = self._slots or _ids.available_slots()
+    def _tell_leases(self) -> None:
+        slots = _ids.available_slots()
         if not slots:
             raise UnsupportedError(
                 "this user namespace has no 65536 free ids for a container; give uid_mappings"
@@ -617,23 +621,38 @@ class Launcher:
         start = slots[int.from_bytes(os.urandom(4), "little") % len(slots)]
         fields = (lib.REQUEST_LEASE, size + len(path), size, slots.start, len(slots), start)
         header = ffi.new("struct lease *", fields)
-        with ExitStack() as stack:
-            with _fork_lock:
-                ours, theirs = map(stack.enter_context, _socket_pair())
-                self.send(bytes(ffi.buffer(header)) + path, [theirs.fileno()])
-                theirs.close()
-            data = ours.recv(_REPORT_SIZE)
-        if len(data) != _REPORT_SIZE:
-            raise _Gone
-        report = ffi.from_buffer("struct report *", data)
+        report = self._ask(bytes(ffi.buffer(header)) + path)
         if report.kind == lib.REPORT_LEASED:
-            slot: int = report.value
-            return slot
+            return
         if STEPS.get(report.step) == "rights":
             raise _Gone
         raise launch_error(
             "lease", report.error, "cannot lock a range of host ids", os.fsdecode(path[:-1])
         )
+
+    def drop_blanks(self) -> None:
+        """Have it let go of the children that it made ahead (csrc/blank.c)."""
+        with suppress(_Gone):  # the end of the channel is the answer
+            self._ask(lib.REQUEST_DROP_BLANKS.to_bytes(4, byteorder))
+
+    def _ask(self, request: bytes) -> Any:
+        """Send a request that has one answer; the answer."""
+        with _fork_lock:
+            ours, theirs = _socket_pair()
+            try:
+                self.send(request, [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
+        try:
+            data = ours.recv(_REPORT_SIZE)
+        finally:
+            ours.close()
+        if len(data) != _REPORT_SIZE:
+            raise _Gone
+        return ffi.from_buffer("struct report *", data)
 
     def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
         """Send one request; the answer comes by the Child's reports."""
@@ -648,11 +667,16 @@ class Launcher:
             with _fork_lock:
                 ours, theirs = _socket_pair()
                 child = Child(ours, self)
-                with closing_on_error(child), theirs:
+                try:
                     # What does not fit waits on the channel before the launcher looks for it.
                     for i in range(first, len(sources), _FDS_PER_MESSAGE):
                         send_fds(ours, b"\0", sources[i : i + _FDS_PER_MESSAGE])
                     self.send(request, [theirs.fileno(), *fds, *sources[:first]])
+                except BaseException:
+                    child.close()
+                    raise
+                finally:
+                    theirs.close()
             return child
         finally:
             if memfd >= 0:
@@ -703,8 +727,8 @@ class Launcher:
             self.socket.detach()  # a number that is somebody else's by now
         for fd in (self.pidfd, self._guard_pidfd):
             if fd is not None and _is_pidfd(fd):
-                if self.owner == os.getpid():
-                    _reap_adopted(fd)
+                if self.owner == os.getpid() and _reap_adopted(fd):
+                    _reap_blanks()
                 os.close(fd)
 
     def end(self) -> None:
@@ -797,13 +821,43 @@ def _left_namespaces() -> int:
     return left
 
 
-def _reap_adopted(pidfd: int) -> None:
-    """To a caller that is PID 1 or a subreaper the launcher is a child after all, once it ends."""
+def _reap_adopted(pidfd: int) -> bool:
+    """To a caller that is PID 1 or a subreaper the launcher is a child after all, once it ends.
+
+    True where it was.
+    """
     options = os.WEXITED | os.WNOHANG | _WALL
-    with suppress(ChildProcessError):
+    try:
         if os.waitid(os.P_PIDFD, pidfd, options) is None:
             wait_readable(pidfd, _EXIT_PATIENCE)
             os.waitid(os.P_PIDFD, pidfd, options)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _reap_blanks() -> None:
+    """What a launcher that was killed had made ahead dies with it, and comes to who adopts it."""
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{task}/children", "rb") as file:
+            for pid in map(int, file.read().split()):
+                if _is_blank(pid):
+                    pidfd = os.pidfd_open(pid)
+                    _reap_adopted(pidfd)
+                    os.close(pidfd)
+
+
+def _is_blank(pid: int) -> bool:
+    """Whether a child bears the launcher's name in a PID namespace of its own."""
+    name, depth = _name_and_depth(pid)
+    return name == "container-launcher"[:15] and depth > _name_and_depth("self")[1]
+
+
+def _name_and_depth(pid: int | str) -> tuple[str, int]:
+    """As the kernel cuts the name (TASK_COMM_LEN), and in how many PID namespaces it is."""
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        fields = dict(line.partition(":\t")[::2] for line in file)
+    return fields["Name"].strip(), len(fields["NSpid"].split())
 
 
 def _is_pidfd(fd: int) -> bool:
@@ -885,6 +939,13 @@ def replace_launcher(child: Child) -> None:
     _drop(child.launcher)
 
 
+def drop_blanks() -> None:
+    """For who counts what this process has left on the machine: see `Launcher.drop_blanks`."""
+    with _lock:
+        if _current is not None and _current.is_ours():
+            _current.drop_blanks()
+
+
 def launcher_pid() -> int:
     """The pid of this process's launcher, which is started if need be."""
     return _get().pid
@@ -896,28 +957,18 @@ Maps = tuple[Sequence[IDMapping], Sequence[IDMapping]]
 def _attempt(
     launcher: Launcher,
     request: StartRequest,
-    maps: Maps | None,
+    maps: Maps,
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
-    pipes: Sequence[int],
+    pipes: int,
     by_fd: bool,
 ) -> Child:
-    release: Callable[[], None] = _nothing
-    if maps is None:
-        slot = launcher.acquire_range()
-        maps = (_ids.range_mapping(slot), _ids.range_mapping(slot))
-        release = partial(launcher.release_range, slot)
-    try:
-        if by_fd:
-            _give_pipes(pipes, request, maps)
-        data = encode_start(request, maps, sources, by_fd=by_fd)
-        fds = [source.fd for source in sources if source is not None] if by_fd else []
-        child = launcher.start(data, fds, stdio)
-    except BaseException:
-        release()
-        raise
-    child.on_end(release)
+    if request.flags & StartFlag.LEASE:
+        launcher.find_leases()
+    data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if by_fd else 0)
+    fds = [source.fd for source in sources if source is not None] if by_fd else []
+    child = launcher.start(data, fds, stdio)
     if request.flags & StartFlag.QUIET:
         return child
     try:
@@ -933,36 +984,21 @@ def _attempt(
     return child
 
 
-def _give_pipes(pipes: Sequence[int], request: StartRequest, maps: Maps) -> None:
-    """Let the process own its streams, or it could not open its /dev/stdout."""
-    uid, gid = (
-        _ids.to_host(id, each) for id, each in zip((request.uid, request.gid), maps, strict=True)
-    )
-    if uid or gid:
-        with suppress(PermissionError):  # a root caller without CAP_CHOWN
-            for fd in pipes:
-                os.fchown(fd, uid, gid)
-
-
-def _nothing() -> None:
-    pass
-
-
 def launch(
     request: StartRequest,
-    maps: Maps | None,
+    maps: Maps,
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
-    pipes: Sequence[int],
+    pipes: int,
     by_fd: bool,
 ) -> Child:
     """Start a container and wait until it is created, started, or has failed; with
     `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
-    ``maps`` None leases a range of host ids for as long as the container lives. ``pipes`` are
-    those of ``stdio`` that were made for it, and become its own. A launcher that
-    turns out to be dead, or to have more rights than we have now, is replaced, once.
+    ``maps`` are empty with `StartFlag.LEASE`: a range of host ids for as long as the container
+    lives. ``pipes`` has a bit for each of ``stdio`` that was made for it, and becomes its own. A
+    launcher that turns out to be dead, or to have more rights than we have now, is replaced.
     """
     for _ in range(TRIES):
         launcher = _get(request.base.kept_namespaces)

@@ -2,12 +2,13 @@
 """`run` and `popen`: one command in a fresh container."""
 
 import codecs
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
 
 from container._config import (
     DEVNULL,
@@ -26,7 +27,7 @@ from container._config import (
 from container._container import Container
 from container._errors import CommandError, ConfigError, UnsupportedError, launch_error, publish
 from container._launcher import TRIES, StartFlag, replace_launcher
-from container._plan import explain, launch_plan, make_plan
+from container._plan import Planner, explain, launch_plan
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
 from container._streams import open_stdio
 
@@ -64,6 +65,8 @@ def _config(
         raise ConfigError(f"expected a sequence, got {type(binds).__name__}", field="binds")
     if root is None and not binds:
         return config
+    if isinstance(root, os.PathLike):
+        root = os.fspath(root)
     if isinstance(root, str) and not binds:
         return _with_root(config, root)
     mounts = [parse_bind(bind, f"binds[{i}]") for i, bind in enumerate(binds)]
@@ -162,24 +165,70 @@ def run(
         stdin = PIPE
     elif stdin == PIPE:
         raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
-    process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
-    conversation = Conversation(process.args, mode, capture, began)
-    result = _run(_config(config, root, binds), process, conversation, data, limit)
+    planner = _planner(args, root, config, env, cwd, user, (stdin, stdout, stderr), binds)
+    conversation = Conversation(planner.process.args, mode, capture, began)
+    result = _run(planner, conversation, data, limit)
     if check and result.returncode != 0:
         raise CommandError(result)
     return result
 
 
+# Planners of commands that were run lately, most of which are run again: what a Process and a plan
+# cost is a tenth of a start. Not those with an environment, whose values are secrets.
+_planners: dict[object, Planner] = {}
+_MOST_PLANNERS = 64
+_MOST_TEXT = 4096  # characters of arguments
+
+
+def _planner(  # noqa: PLR0917 - those of run
+    args: Sequence[StrPath],
+    root: StrPath | HostRoot | None,
+    config: Config | None,
+    env: Mapping[str, str] | None,
+    cwd: StrPath | None,
+    user: int | str | None,
+    stdio: tuple[Any, Any, Any],
+    binds: Sequence[Bind],
+) -> Planner:
+    key: object = None
+    if isinstance(root, os.PathLike):
+        root = os.fspath(root)
+    lists = isinstance(args, list | tuple) and isinstance(binds, list | tuple)
+    plain = (*args, *binds, cwd) if lists else ()
+    if plain and env is None and all(map(_is_plain, (*plain, root, user, *stdio))):
+        # Types too: 1 and True are equal, and only one of them is a user.
+        key = (tuple(args), root, id(config), cwd, user, type(user), stdio, tuple(binds))
+        planner = _planners.get(key)
+        if planner is not None and planner.given is config:
+            return planner
+    process = Process(
+        args, env=env, cwd=cwd, user=user, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2]
+    )
+    planner = Planner(_config(config, root, binds), process, given=config)
+    if key is not None and sum(len(str(arg)) for arg in process.args) <= _MOST_TEXT:
+        if len(_planners) >= _MOST_PLANNERS:
+            _planners.clear()
+        _planners[key] = planner
+    return planner
+
+
+def _is_plain(value: object) -> bool:
+    return type(value) in _PLAIN
+
+
+_PLAIN = frozenset((str, int, type(None)))
+
+
 def _run(
-    config: Config,
-    process: Process,
+    planner: Planner,
     conversation: Conversation,
     data: bytes,
     limit: float | None,
 ) -> Result:
     """One container without the objects of one: its end is all that is waited for."""
+    process = planner.process
     for _ in range(TRIES):
-        plan = make_plan(config, process, StartFlag.QUIET)
+        plan = planner.plan(StartFlag.QUIET)
         stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
             child = launch_plan(plan, stdio.child, stdio.pipes)

@@ -63,7 +63,7 @@ _MACHINES_BY_PERSONALITY = {"i686": "x86_64", "armv8l": "aarch64", "armv7l": "aa
 class Identity:
     """Which ids of the host the container has, and what follows for its set-up."""
 
-    maps: Maps | None  # None: a leased range
+    maps: Maps  # none where a range is leased
     flags: StartFlag
     idmap: bool
     known: Maps  # as `maps`; for a lease, with ids that say how many there are
@@ -80,8 +80,8 @@ def identify(config: Config) -> Identity:
         return _given_identity(config, root)
     if root and _ids.can_lease():
         any_range = _ids.range_mapping(0)
-        flags = StartFlag.FRESH_USER | StartFlag.SET_GROUPS
-        return Identity(None, flags, True, (any_range, any_range), True)
+        flags = StartFlag.FRESH_USER | StartFlag.SET_GROUPS | StartFlag.LEASE
+        return Identity(((), ()), flags, True, (any_range, any_range), True)
     if root and _ids.maps_host_root():
         raise UnsupportedError(
             "no 65536 ids are free for a container here, and host root is never mapped by"
@@ -135,22 +135,64 @@ class Plan:
         return self.request.base.table.rows
 
 
-def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
-    """Plan a start; ``flags``: GATE to stop before the program, QUIET."""
+@dataclass(frozen=True, slots=True)
+class _Caller:
+    """What a plan depends on beside Config and Process."""
+
+    euid: int
+    egid: int
+    user_namespace: str
+    files: tuple[int, int]  # RLIMIT_NOFILE
+    cwd: str  # where relative sources begin, "/" without any
+
+
+def _look_at_caller(config: Config) -> _Caller:
     try:
         user_namespace = os.readlink("/proc/self/ns/user")
     except OSError as error:
         raise launch_error("launcher", error.errno, "needs /proc", error.filename) from error
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _Caller(os.geteuid(), os.getegid(), user_namespace, files, _cwd_for(config))
+
+
+class Planner:
+    """Plans starts of one Process in one Config, and keeps the plan while it holds."""
+
+    def __init__(self, config: Config, process: Process, given: object = None) -> None:
+        self.config = config
+        self.process = process
+        self.given = given  # what `config` was made from
+        self._kept: tuple[_Caller, StartFlag, Plan] | None = None
+
+    def plan(self, flags: StartFlag) -> Plan:
+        """See `make_plan`."""
+        caller = _look_at_caller(self.config)
+        kept = self._kept
+        if kept is not None and kept[:2] == (caller, flags):
+            return kept[2]
+        plan = _make_plan(self.config, self.process, flags, caller)
+        # Else it depends on files in the root, or on where links lead.
+        if self.process.user is None and not isinstance(self.config.root, Overlay):
+            self._kept = (caller, flags, plan)
+        return plan
+
+
+def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
+    """Plan a start; ``flags``: GATE to stop before the program, QUIET."""
+    return _make_plan(config, process, flags, _look_at_caller(config))
+
+
+def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Caller) -> Plan:
     config = _resolve_upper(config)
     foundation = _lay_foundation(
-        config, os.geteuid(), os.getegid(), user_namespace, _cwd_for(config)
+        config, caller.euid, caller.egid, caller.user_namespace, caller.cwd
     )
     identity = foundation.identity
     account = look_up(process.user, config)
     groups = _groups_of(process, account, identity)
     env = _environment(process, account)
     flags |= foundation.base.flags
-    if identity.maps is None and _may_share_memory(flags, foundation.base.clone_flags):
+    if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = StartRequest(
         base=foundation.base,
@@ -159,7 +201,7 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
         args=cast(Sequence[str], process.args),
         env=[f"{name}={value}" for name, value in env.items()],
         groups=groups,
-        limits=_limits(process),
+        limits=_limits(process, caller.files),
         cwd=str(process.cwd or "/"),
         uid=account.uid,
         gid=account.gid,
@@ -307,11 +349,10 @@ def _programs(program: str, path: str) -> list[str]:
     return [os.path.join(directory or ".", program) for directory in path.split(":")]
 
 
-def _limits(process: Process) -> list[tuple[int, int, int]]:
-    # The launcher's own limit of files is raised; the container gets the caller's.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _limits(process: Process, files: tuple[int, int]) -> list[tuple[int, int, int]]:
     limits = {
-        resource.RLIMIT_NOFILE: (soft, hard),
+        # The launcher's own limit of files is raised; the container gets the caller's.
+        resource.RLIMIT_NOFILE: files,
         resource.RLIMIT_CORE: (0, 0),  # a core_pattern helper of the host would get the memory
     }
     limits |= {limit.number: (int(limit.soft), int(limit.hard)) for limit in process.rlimits}
@@ -368,8 +409,8 @@ def _open_source(row: Row) -> Source:
     return Source(fd, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode))
 
 
-def launch_plan(plan: Plan, stdio: Sequence[int], pipes: Sequence[int]) -> Child:
-    """Send a plan off, with the child's fds 0 to 2 and those of them that are our pipes."""
+def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int) -> Child:
+    """Send a plan off, with the child's fds 0 to 2; ``pipes`` has a bit for those that we made."""
     identity = plan.identity
     with Sources(plan.rows) as sources:
         return launch(
@@ -390,12 +431,15 @@ _VERBS = {
 _DETAILS = {
     "request": "the launcher cannot use the request",
     "rights": "the rights of the caller changed",
+    "lease": "every range of 65536 host ids is taken",
     "clone": "cannot create the namespaces",
     "id-maps": "cannot write the id maps of the user namespace",
     "sources": "cannot copy the mounts that are bound",
     "filesystem": "cannot build the file system",
     "rlimits": "cannot set the resource limits",
     "sync": "the launcher ended while it set the container up",
+    "handover": "the launcher ended while it set the container up",
+    "mount-namespace": "cannot make a mount namespace",
     "session": "cannot start a session with a keyring of its own",
     "setup-ids": "cannot become root of the user namespace",
     "network": "cannot raise the loopback interface",

@@ -24,7 +24,7 @@ class Stdio:
 
     child: list[int] = field(default_factory=list)
     ours: dict[str, int] = field(default_factory=dict)
-    pipes: list[int] = field(default_factory=list)  # those of `child` that we made
+    pipes: int = 0  # bit N: fd N is a pipe that we made
     _close: list[int] = field(default_factory=list)
 
     def close_child_ends(self) -> None:
@@ -58,7 +58,7 @@ def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
         child, ours = (read, write) if number == 0 else (write, read)
         stdio.ours[name] = ours
         stdio._close.append(child)
-        stdio.pipes.append(child)
+        stdio.pipes |= 1 << number
         return child
     if wanted == DEVNULL and isinstance(wanted, int):
         mode = os.O_RDONLY if number == 0 else os.O_WRONLY
@@ -66,7 +66,7 @@ def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
         stdio._close.append(fd)
         return fd
     if wanted == STDOUT and isinstance(wanted, int):
-        return stdio.child[1]
+        return stdio.child[1]  # and as much the process's own
     try:
         fd = number if wanted is None else wanted if isinstance(wanted, int) else wanted.fileno()
         directory = stat.S_ISDIR(os.fstat(fd).st_mode)

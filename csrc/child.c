@@ -6,7 +6,8 @@
  * either way it holds nothing of the caller, and it is not dumpable: nothing that it shares a
  * namespace with can read or trace it. It goes through
  * CHILD_SEQUENCE from top to bottom; the order is the security of the whole and lives nowhere
- * else. What differs between containers is data: flags and arrays of the request.
+ * else. What differs between containers is data: flags and arrays of the request. Up to
+ * STEP_HANDOVER these are the flags in BLANK_FLAGS: the child may be a blank one (blank.c).
  */
 #include "clone.h"
 #include "internal.h"
@@ -68,24 +69,41 @@ static long die_with_launcher(const struct child *child)
     return result < 0 ? result : launcher_lives(child);
 }
 
-static long await_launcher(struct child *child)
+static long await_maps(struct child *child)
 {
     struct message message;
-    uint32_t received = 0;
     uint8_t byte;
     long result = die_with_launcher(child);
     if (result == 0)
-        result = close_all_but_own(child);
-    while (result == 0) {
-        result = receive_message(child->sync, &byte, 1, 0, &message);
+        result = close_all_but(&child->sync, 1);
+    return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
+}
+
+/* The standard streams, then copies of mounts. What came before this was done without a look at
+ * the request: for a blank child there was none. */
+static long await_request(struct child *child)
+{
+    struct message message;
+    uint32_t trees = 0, stdio = 0;
+    uint8_t byte;
+    do {
+        long result = receive_message(child->sync, &byte, 1, 0, &message);
         if (result < 0)
             return result;
-        for (uint32_t i = 0; i < message.fd_count && received < MAX_SOURCES; i++)
-            child->trees[received++] = message.fds[i];
-        if (received >= child->start->source_count)
-            break;
-    }
-    return result;
+        for (uint32_t i = 0; i < message.fd_count; i++) {
+            if (stdio < STDIO_COUNT)
+                child->stdio[stdio++] = message.fds[i];
+            else if (trees < MAX_SOURCES)
+                child->trees[trees++] = message.fds[i];
+        }
+    } while (trees < child->start->source_count);
+    return 0;
+}
+
+static long unshare_mounts(struct child *child)
+{
+    (void)child;
+    return sys(__NR_unshare, CLONE_NEWNS);
 }
 
 static long enter_session(struct child *child)
@@ -423,10 +441,12 @@ static const struct {
     enum step step;
     long (*run)(struct child *child);
 } CHILD_SEQUENCE[] = {
-    {STEP_SYNC, await_launcher},
+    {STEP_SYNC, await_maps},
     {STEP_SETUP_IDS, become_root_of_namespace},
     {STEP_SESSION, enter_session},
     {STEP_NETWORK, raise_loopback},
+    {STEP_HANDOVER, await_request},
+    {STEP_MOUNT_NAMESPACE, unshare_mounts},
     {STEP_HOSTNAME, set_hostname},
     {STEP_FILESYSTEM, make_filesystem},
     {STEP_PIVOT, enter_root},

@@ -40,13 +40,15 @@ static void close_sync(struct container *container)
     container->arena = NULL;
 }
 
-static void free_container(struct container *container)
+void free_container(struct container *container)
 {
     close_sync(container);
     if (container->pidfd >= 0)
         (void)close_fd(container->pidfd);
     container->pidfd = -1;
     close_watched(&container->channel);
+    give_slot(container->slot);
+    forget_blank(container);
     container->phase = PHASE_FREE;
     launcher.alive--;
 }

@@ -87,8 +87,9 @@ long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 
 /* prepare.c: the launcher's part of a start */
 long begin_step(struct progress *progress, const struct start *start, enum step step);
-long prepare_child(struct progress *progress, struct request *request, int pid, int sync,
-                   uint8_t *helper_stack);
+long map_ids(struct progress *progress, const struct request *request, int pid, int32_t slot);
+long hand_over(struct progress *progress, struct request *request, int pid, int32_t slot, int sync,
+               uint8_t *helper_stack);
 
 /* proc.c */
 enum { PROC_PATH_SIZE = 64 };

@@ -22,7 +22,8 @@
  *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
  *
  * Sync points of a start
- *   launcher -> child   maps and mount copies are ready (fds of the copies)     STEP_SYNC
+ *   launcher -> child   its ids are mapped                                      STEP_SYNC
+ *   launcher -> child   the request is there (fds: stdio, copies of mounts)     STEP_HANDOVER
  *   child -> launcher   the container is created (one byte)                     STEP_GATE
  *   launcher -> child   start (one byte)                                        STEP_GATE
  *   child -> launcher   EOF: execve, or death
@@ -44,51 +45,6 @@ long watch(int fd, enum event event, uint32_t slot)
     return sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_ADD, fd, &record);
 }
 
-/* The lock belongs to the open file, and only the launcher ever has that file open: it ends with
- * the launcher, however that ends. One byte of the file per range of 65536 host ids. */
-static long lease_range(const struct lease *lease, const uint8_t *bytes)
-{
-    static int lock_file = -1; /* kept open: closing it would give every range back */
-    if (lock_file < 0) {
-        long fd = sys(__NR_openat, AT_FDCWD, string_at(bytes, lease->path),
-                      O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (fd < 0)
-            return fd;
-        lock_file = (int)fd;
-    }
-    for (uint32_t i = 0; i < lease->count; i++) {
-        uint32_t offset = (lease->start - lease->first + i) % lease->count;
-        uint32_t slot = lease->first + offset;
-        struct flock_record lock = {.type = F_WRLCK, .start = slot, .length = 1};
-        long result;
-        if (launcher.leased[slot / 8] >> slot % 8 & 1)
-            continue;
-        result = sys(__NR_fcntl, lock_file, F_OFD_SETLK, &lock);
-        if (result == -EAGAIN || result == -EACCES)
-            continue;
-        if (result < 0)
-            return result;
-        launcher.leased[slot / 8] |= (uint8_t)(1u << slot % 8);
-        return slot;
-    }
-    return -EAGAIN;
-}
-
-static void handle_lease(size_t size)
-{
-    const struct lease *lease = (const struct lease *)launcher.buffer;
-    struct report report = {.kind = REPORT_LEASED, .row = -1};
-    long result = check_lease(lease, launcher.buffer, size);
-    if (result == 0)
-        result = lease_range(lease, launcher.buffer);
-    report.value = (int32_t)result;
-    if (result < 0)
-        report_failure(launcher.message.fds[0], STEP_LEASE, result);
-    else
-        send_report(launcher.message.fds[0], &report, -1);
-    close_fds(launcher.message.fds, launcher.message.fd_count);
-}
-
 static void end_everything(void)
 {
     launcher.ending = 1;
@@ -101,6 +57,12 @@ static void refuse(enum step step, long result)
 {
     if (launcher.message.fd_count > 0)
         report_failure(launcher.message.fds[0], step, result);
+    close_fds(launcher.message.fds, launcher.message.fd_count);
+}
+
+static void handle_drop(void)
+{
+    drop_blanks();
     close_fds(launcher.message.fds, launcher.message.fd_count);
 }
 
@@ -134,6 +96,8 @@ static void handle_caller(void)
         handle_start(&launcher.message);
     else if (op == REQUEST_LEASE)
         handle_lease(launcher.message.size);
+    else if (op == REQUEST_DROP_BLANKS)
+        handle_drop();
     else
         refuse(STEP_REQUEST, result < 0 ? result : -EINVAL);
 }
@@ -241,16 +205,21 @@ static long set_up(void)
 
 _Noreturn void launcher_main(void)
 {
+    int started = 0;
     if (set_up() < 0)
         exit_process(1);
     /* One event at a time: handling one may free the container that the next would name. */
     while (launcher.alive > 0 || !(launcher.ending || launcher.closed)) {
         struct epoll_record record;
-        long count = sys(__NR_epoll_pwait, launcher.epoll, &record, 1, -1, 0, 0);
+        int patience = blank_patience(started);
+        long count = sys(__NR_epoll_pwait, launcher.epoll, &record, 1, patience, 0, 0);
         if (count == 1)
             handle_event(record.data);
+        else if (count == 0)
+            make_blanks();
         else if (count != -EINTR)
             exit_process(1); /* children die with us */
+        started = count == 1 && record.data >> 32 == EVENT_CALLER;
     }
     dismiss_guard();
     exit_process(0);

@@ -17,15 +17,17 @@ enum step {
     /* the launcher's part */
     STEP_RIGHTS,  /* the caller still has the rights that the launcher has */
     STEP_REQUEST, /* decode and check the request */
-    STEP_LEASE,   /* lock a range of host ids */
+    STEP_LEASE,   /* find a range of host ids that nobody else has */
     STEP_CLONE,   /* clone3 into the new namespaces */
     STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */
     STEP_SOURCES, /* detached, idmapped copies of mount sources (row) */
     /* the child's part */
-    STEP_SYNC,      /* wait for the maps; die with the launcher */
+    STEP_SYNC,      /* wait for the id maps; die with the launcher */
     STEP_SETUP_IDS, /* become root of the new user namespace */
     STEP_SESSION,   /* new session, anonymous session keyring */
     STEP_NETWORK,   /* loopback up */
+    STEP_HANDOVER,  /* wait for the request: a blank child was made before there was one */
+    STEP_MOUNT_NAMESPACE,
     STEP_HOSTNAME,
     STEP_FILESYSTEM,  /* the rows (row) */
     STEP_PIVOT,       /* the root becomes /, the old one goes */
@@ -44,7 +46,12 @@ enum step {
     STEP_COUNT
 };
 
-enum request_op { REQUEST_START = 1, REQUEST_LEASE = 2 };
+enum request_op {
+    REQUEST_START = 1,
+    REQUEST_LEASE = 2,
+    /* fds: a channel, whose end is the answer. For who counts what is left of containers. */
+    REQUEST_DROP_BLANKS = 3
+};
 
 enum start_flag {
     START_IN_MEMFD = 1u << 0,       /* the request's bytes are in the sealed memfd fds[1] */
@@ -56,10 +63,11 @@ enum start_flag {
     START_LOCK_MOUNTS = 1u << 6,
     START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
     START_NO_NEW_PRIVS = 1u << 8,
-    START_PRIVATE = 1u << 9,      /* no user namespace: cut the propagation of mounts by hand */
-    START_QUIET = 1u << 11,       /* no report between CLONED and the end */
-    START_SHARE_MEMORY = 1u << 10 /* until execve, as vfork: only for a root caller's child that
-                                     neither waits at the gate nor becomes dumpable */
+    START_PRIVATE = 1u << 9,       /* no user namespace: cut the propagation of mounts by hand */
+    START_SHARE_MEMORY = 1u << 10, /* until execve, as vfork: only for a root caller's child that
+                                      neither waits at the gate nor becomes dumpable */
+    START_QUIET = 1u << 11,        /* no report between CLONED and the end */
+    START_LEASE = 1u << 12         /* ids: a range that REQUEST_LEASE made available */
 };
 
 enum row_op {
@@ -142,7 +150,7 @@ struct start {
     uint32_t size;      /* of the whole request, this struct included */
     uint32_t fail_step; /* for tests of the undo: this step fails with EIO */
     uint64_t clone_flags;
-    struct span uid_map; /* bytes as written to /proc/PID/uid_map */
+    struct span uid_map; /* bytes as written to /proc/PID/uid_map; none with START_LEASE */
     struct span gid_map;
     struct span rows;     /* struct row */
     struct span programs; /* uint32_t strings: candidates for execve, in order */
@@ -160,7 +168,9 @@ struct start {
     uint32_t source_count;
     uint32_t root;         /* the row */
     uint32_t filter_flags; /* of seccomp(2) */
-    uint32_t unused;
+    uint32_t pipes;    /* bit N: fd N was made for the process, which shall own it */
+    uint32_t pipe_uid; /* its owner: of the host, with START_LEASE of the container */
+    uint32_t pipe_gid;
     uint64_t bounding;
     uint64_t effective;
     uint64_t permitted;
@@ -168,7 +178,8 @@ struct start {
     uint64_t ambient;
 };
 
-/* REQUEST_LEASE. fds: reply channel. Locks byte `slot` of the file, slot = host id >> 16. */
+/* REQUEST_LEASE. fds: reply channel. Where ranges of host ids for START_LEASE are to be had: byte
+ * `slot` of the file is locked as long as the launcher lives, slot = host id >> 16. Locks one. */
 struct lease {
     uint32_t op;
     uint32_t size;

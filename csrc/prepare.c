@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The launcher's part of a start, while the child waits at STEP_SYNC: what needs the rights or
- * the mount namespace of the caller. Maps first, because an idmapped copy of a source needs the
- * finished user namespace; then the copies go to the child, and their arrival is its go-ahead.
+ * The launcher's part of a start: what needs the rights or the mount namespace of the caller.
+ * While the child waits at STEP_SYNC its ids are mapped; while it waits at STEP_HANDOVER copies of
+ * the mount sources are made, of which the idmapped ones need the finished user namespace. The
+ * copies go to the child with its standard streams, and their arrival is its go-ahead.
  */
 #include "internal.h"
+
+enum { RANGE_SIZE = 65536 };
 
 /* Note the step in the page that Python's error is made from. A test can make any step fail. */
 long begin_step(struct progress *progress, const struct start *start, enum step step)
@@ -13,12 +16,23 @@ long begin_step(struct progress *progress, const struct start *start, enum step 
     return start->fail_step == (uint32_t)step ? -EIO : 0;
 }
 
-static long write_maps(const struct request *request, int pid)
+static long write_leased_maps(int pid, int32_t slot)
+{
+    char map[PROC_PATH_SIZE];
+    char *end = append_number(append(map, "0 "), (uint32_t)slot * RANGE_SIZE);
+    size_t size = (size_t)(append(end, " 65536\n") - map);
+    long result = write_proc(pid, "uid_map", map, size);
+    return result < 0 ? result : write_proc(pid, "gid_map", map, size);
+}
+
+static long write_maps(const struct request *request, int pid, int32_t slot)
 {
     const struct start *start = request->start;
     long result = 0;
     if ((start->flags & START_FRESH_USER) == 0)
         return 0;
+    if (start->flags & START_LEASE)
+        return write_leased_maps(pid, slot);
     if (start->flags & START_DENY_SETGROUPS) /* without CAP_SETGID: before gid_map, or EPERM */
         result = write_proc(pid, "setgroups", "deny", 4);
     if (result == 0)
@@ -99,31 +113,47 @@ static long copy_sources(struct request *request, struct progress *progress, int
     return result;
 }
 
-/* The go-ahead: the copies, as many messages as they need, at least one. */
+/* The process has to own its streams, or it could not open its /dev/stdout. */
+static void give_pipes(const struct request *request, int32_t slot)
+{
+    const struct start *start = request->start;
+    uint32_t first = slot >= 0 ? (uint32_t)slot * RANGE_SIZE : 0;
+    for (int i = 0; i < STDIO_COUNT; i++)
+        if (start->pipes >> i & 1) /* fails for a root caller without CAP_CHOWN: as it is, then */
+            (void)sys(__NR_fchown, request->stdio[i], first + start->pipe_uid,
+                      first + start->pipe_gid);
+}
+
+/* The go-ahead: standard streams and copies, in as many messages as they need. */
 static long release_child(const struct request *request, int sync)
 {
-    uint32_t sent = 0;
+    int fds[MAX_FDS];
+    uint32_t sent = 0, count = STDIO_COUNT;
     long result;
+    memcpy(fds, request->stdio, sizeof request->stdio);
     do {
-        uint32_t left = request->source_count - sent;
-        uint32_t count = left > MAX_FDS ? MAX_FDS : left;
-        result = send_message(sync, "", 1, request->sources + sent, count);
-        sent += count;
+        while (count < MAX_FDS && sent < request->source_count)
+            fds[count++] = request->sources[sent++];
+        result = send_message(sync, "", 1, fds, count);
+        count = 0;
     } while (result == 0 && sent < request->source_count);
     return result;
 }
 
-long prepare_child(struct progress *progress, struct request *request, int pid, int sync,
-                   uint8_t *helper_stack)
+long map_ids(struct progress *progress, const struct request *request, int pid, int32_t slot)
 {
     long result = begin_step(progress, request->start, STEP_ID_MAPS);
-    if (result == 0)
-        result = write_maps(request, pid);
-    if (result == 0)
-        result = begin_step(progress, request->start, STEP_SOURCES);
+    return result < 0 ? result : write_maps(request, pid, slot);
+}
+
+long hand_over(struct progress *progress, struct request *request, int pid, int32_t slot, int sync,
+               uint8_t *helper_stack)
+{
+    long result = begin_step(progress, request->start, STEP_SOURCES);
     if (result == 0)
         result = copy_sources(request, progress, pid, helper_stack);
-    if (result == 0)
-        result = release_child(request, sync);
-    return result;
+    if (result < 0)
+        return result;
+    give_pipes(request, slot);
+    return release_child(request, sync);
 }

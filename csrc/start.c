@@ -4,7 +4,7 @@
 #include "state.h"
 
 /* Memory of one start, from the last one where there was one. */
-static struct arena *take_arena(void)
+struct arena *take_arena(void)
 {
     struct arena *arena = launcher.free_arenas;
     long memory;
@@ -36,7 +36,9 @@ static long clone_child(struct container *container)
 {
     const struct start *start = container->arena->request.start;
     int sync[2];
-    struct clone_args args = {.flags = start->clone_flags | CLONE_PIDFD,
+    /* The mount namespace it makes itself, once there is a request: a copy of the mounts of then.
+     */
+    struct clone_args args = {.flags = (start->clone_flags & ~(uint64_t)CLONE_NEWNS) | CLONE_PIDFD,
                               .pidfd = (uint64_t)(uintptr_t)&container->pidfd,
                               .exit_signal = SIGCHLD};
     long pid = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync);
@@ -49,8 +51,6 @@ static long clone_child(struct container *container)
     if (start->flags & START_DENY_SETGROUPS)
         (void)sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* if not, the maps say so */
     container->arena->child.sync = sync[1];
-    memcpy(container->arena->child.stdio, container->arena->request.stdio,
-           sizeof container->arena->child.stdio);
     pid = clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
     (void)sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* 0 is always accepted */
     (void)close_fd(sync[1]);
@@ -61,14 +61,25 @@ static long clone_child(struct container *container)
     return pid;
 }
 
+long map_child(struct progress *progress, struct container *container)
+{
+    long result = map_ids(progress, &container->arena->request, container->pid, container->slot);
+    return result < 0 ? result : send_message(container->sync, "", 1, 0, 0);
+}
+
 /* From here on the container reports for itself: when a step of ours fails its child is killed,
  * and the failure is told once it is reaped. */
-static void prepare_container(struct container *container, struct request *request)
+static void prepare_container(struct container *container)
 {
     uint32_t slot = (uint32_t)(container - launcher.containers);
     struct progress progress = {.row = -1};
-    long result = prepare_child(&progress, request, container->pid, container->sync,
-                                container->arena->helper_stack);
+    struct request *request = &container->arena->request;
+    long result = container->phase == PHASE_BLANK ? 0 : map_child(&progress, container);
+    container->phase = PHASE_STARTING;
+    container->flags = request->start->flags;
+    if (result == 0)
+        result = hand_over(&progress, request, container->pid, container->slot, container->sync,
+                           container->arena->helper_stack);
     if (result < 0 && container->arena->progress.error != 0)
         result = 0; /* the child is gone already, and its page says why */
     if (result == 0)
@@ -83,28 +94,107 @@ static void prepare_container(struct container *container, struct request *reque
     kill_container(container, SIGKILL);
 }
 
-static long start_container(struct arena *arena, struct progress *progress)
+static long find_ids(const struct start *start, int32_t *ret_slot)
+{
+    long slot;
+    *ret_slot = -1;
+    if ((start->flags & START_LEASE) == 0)
+        return 0;
+    slot = take_slot();
+    if (slot >= 0)
+        *ret_slot = (int32_t)slot;
+    return slot < 0 ? slot : 0;
+}
+
+/* A container whose child waits for its maps. */
+long clone_container(struct arena *arena, struct progress *progress, struct container **ret)
 {
     struct container *container = find_slot();
-    long result = begin_step(progress, arena->request.start, STEP_CLONE);
+    const struct start *start = arena->request.start;
+    int32_t slot = -1;
+    long result = begin_step(progress, start, STEP_LEASE);
+    if (result == 0)
+        result = find_ids(start, &slot);
+    if (result == 0)
+        result = begin_step(progress, start, STEP_CLONE);
     if (result == 0 && container == NULL)
         result = -EAGAIN;
-    if (result < 0)
+    if (result == 0) {
+        *container = (struct container){
+            .arena = arena, .pidfd = -1, .sync = -1, .channel = -1, .slot = slot};
+        arena->progress = (struct progress){.row = -1};
+        result = clone_child(container);
+    }
+    if (result < 0) {
+        give_slot(slot);
         return result;
-    *container = (struct container){
-        .arena = arena, .pidfd = -1, .sync = -1, .channel = arena->request.channel};
-    arena->progress = (struct progress){.row = -1};
-    result = clone_child(container);
-    if (result < 0)
-        return result;
-    arena->request.channel = -1; /* the container's now */
+    }
     container->pid = (int32_t)result;
-    container->phase = PHASE_STARTING;
     launcher.alive++;
-    container->flags = arena->request.start->flags;
+    *ret = container;
+    return 0;
+}
+
+/* As above; where blank children hold all that there is, they have to make room. */
+static long clone_or_make_room(struct arena *arena, struct progress *progress,
+                               struct container **ret)
+{
+    long result = clone_container(arena, progress, ret);
+    if (result != -EAGAIN)
+        return result;
+    drop_blanks();
+    return clone_container(arena, progress, ret);
+}
+
+/* Close what the launcher has no more use for, whether a child has copies of it or not. */
+static void close_request(struct request *request)
+{
+    close_fds(request->stdio, STDIO_COUNT);
+    close_fds(request->sources, request->source_count);
+    close_fds(&request->channel, 1);
+}
+
+void prepare_request(struct request *request, uint8_t *bytes)
+{
+    request->start = (struct start *)bytes;
+    request->bytes = bytes;
+    request->channel = -1;
+    request->source_count = 0;
+    for (int i = 0; i < STDIO_COUNT; i++)
+        request->stdio[i] = -1;
+}
+
+/* A blank child has memory of its own: give it the request. Both are arenas of the launcher's, and
+ * everything that a request refers to lies in its bytes. */
+static void move_request(struct arena *to, struct arena *from, size_t size)
+{
+    memcpy(to->bytes, from->bytes, size);
+    memcpy(to->request.stdio, from->request.stdio, sizeof from->request.stdio);
+    memcpy(to->request.sources, from->request.sources,
+           from->request.source_count * sizeof from->request.sources[0]);
+    to->request.source_count = from->request.source_count;
+}
+
+static long start_container(struct arena *arena, struct progress *progress)
+{
+    struct container *container = take_blank(&arena->request);
+    long result;
+    if (container != NULL) {
+        move_request(container->arena, arena, arena->request.start->size);
+        container->channel = arena->request.channel;
+        release_arena(arena);
+    } else {
+        result = clone_or_make_room(arena, progress, &container);
+        if (result < 0)
+            return result;
+        container->channel = arena->request.channel;
+    }
+    container->arena->request.channel = -1;
     /* Before the child may go on: whoever has not got this knows that nothing was run. */
     report_progress(container, REPORT_CLONED);
-    prepare_container(container, &arena->request);
+    prepare_container(container);
+    remember_kind(&container->arena->request);
+    close_request(&container->arena->request);
     return 0;
 }
 
@@ -185,14 +275,6 @@ static long decode_start(struct request *request, struct message *message)
     return receive_sources(request);
 }
 
-/* Close what the launcher has no more use for, whether a child has copies of it or not. */
-static void close_request(struct request *request)
-{
-    close_fds(request->stdio, STDIO_COUNT);
-    close_fds(request->sources, request->source_count);
-    close_fds(&request->channel, 1);
-}
-
 void handle_start(struct message *message)
 {
     struct arena *arena = take_arena();
@@ -206,11 +288,7 @@ void handle_start(struct message *message)
     }
     memcpy(arena->bytes, launcher.buffer, message->size);
     request = &arena->request;
-    request->start = (struct start *)arena->bytes;
-    request->bytes = arena->bytes;
-    request->source_count = 0;
-    for (int i = 0; i < STDIO_COUNT; i++)
-        request->stdio[i] = -1;
+    prepare_request(request, arena->bytes);
     take_fds(&request->channel, message->fds, 1);
     result = message->size < sizeof(struct start) ? -EINVAL : decode_start(request, message);
     if (result == 0) /* the real check was made before a byte of the request was looked at */
@@ -219,10 +297,10 @@ void handle_start(struct message *message)
         result = begin_step(&progress, request->start, STEP_REQUEST);
     if (result == 0)
         result = start_container(arena, &progress);
-    if (result < 0)
-        report_failure(request->channel, progress.step, result);
     close_fds(message->fds, message->fd_count);
+    if (result == 0)
+        return;
+    report_failure(request->channel, progress.step, result);
     close_request(request);
-    if (result < 0)
-        release_arena(arena);
+    release_arena(arena);
 }

@@ -6,12 +6,13 @@
 
 enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536, KEPT_ARENAS = 8 };
 
-enum phase { PHASE_FREE, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
+enum phase { PHASE_FREE, PHASE_BLANK, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
 
 struct container {
     struct arena *arena; /* until execve */
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
+    int32_t slot;   /* of host ids; -1: not leased */
     uint32_t flags; /* enum start_flag */
     enum phase phase;
 };
@@ -31,7 +32,6 @@ struct launcher {
     uint32_t alive;
     size_t rights_size;
     struct container containers[MAX_CONTAINERS];
-    uint8_t leased[65536 / 8]; /* ranges of host ids that we hold */
     uint8_t rights[STATUS_SIZE];
     uint8_t status[STATUS_SIZE];
     struct arena *free_arenas;
@@ -55,13 +55,31 @@ void send_report(int channel, const struct report *report, int fd);
 void report_failure(int channel, enum step step, long result);
 void report_progress(const struct container *container, enum report_kind kind);
 struct container *find_slot(void);
+void free_container(struct container *container);
 void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);
 void handle_channel(struct container *container);
 void handle_children(void);
 
+/* lease.c */
+long take_slot(void);
+void give_slot(int32_t slot);
+void handle_lease(size_t size);
+
 /* start.c */
+struct arena *take_arena(void);
 void release_arena(struct arena *arena);
+void prepare_request(struct request *request, uint8_t *bytes);
+long map_child(struct progress *progress, struct container *container);
+long clone_container(struct arena *arena, struct progress *progress, struct container **ret);
 void handle_start(struct message *message);
+
+/* blank.c */
+struct container *take_blank(const struct request *request);
+void remember_kind(const struct request *request);
+void forget_blank(const struct container *blank);
+int blank_patience(int after_start);
+void make_blanks(void);
+void drop_blanks(void);
 
 #endif

@@ -73,6 +73,7 @@ enum {
     CLONE_FILES = 0x400,
     CLONE_PIDFD = 0x1000,
     CLONE_NEWNS = 0x20000,
+    CLONE_NEWTIME = 0x80,
     CLONE_NEWUSER = 0x10000000,
     /* time, mnt, cgroup, uts, ipc, user, pid, net */
     CLONE_NEW_ANY = 0x7e020080

@@ -119,6 +119,7 @@ def is_guard(pid):
         return file.read() == "container-guard\\n"
 
 def descendants_of(pid):
+    _launcher.drop_blanks()
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         children = [int(word) for word in file.read().split()]
     children = [each for each in children if not is_guard(each)]

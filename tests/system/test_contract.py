@@ -124,10 +124,12 @@ def tell(value):
 
 def still_good():
     result = container.run(["echo", "good"], config=CONFIG, text=True)
+    launcher.drop_blanks()
     return [result.stdout, launcher_pid() == first_pid]
 
 assert verdict(ask(valid)) == "exited 0"
 assert ask(valid)[-1] == "end"
+launcher.drop_blanks()
 tell(first_pid)
 sys.stdin.readline()
 """

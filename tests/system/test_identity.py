@@ -97,7 +97,8 @@ def test_containers_that_live_at_once_have_different_ranges() -> None:
 
 @as_root
 def test_a_range_is_given_back_at_the_end() -> None:
-    assert {range_of(shell(MAP)) for _ in range(3)} == {range_of(shell(MAP))}
+    # Two: while one is in use, the next container is made ready with another.
+    assert len({range_of(shell(MAP)) for _ in range(10)}) <= 2
 
 
 @as_root

@@ -62,15 +62,14 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     assert list(STEPS.values()) == list(range(1, len(STEPS) + 1))
     order = [
         *("rights", "request", "lease", "clone", "id-maps", "sources"),
-        *("sync", "setup-ids", "session", "network", "hostname", "filesystem", "pivot"),
-        *("lock-mounts", "gate", "rlimits", "seccomp-early", "bounding", "ids"),
-        *("capabilities", "no-new-privs", "cwd", "fds", "seccomp", "exec"),
+        *("sync", "setup-ids", "session", "network", "handover", "mount-namespace"),
+        *("hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits", "seccomp-early"),
+        *("bounding", "ids", "capabilities", "no-new-privs", "cwd", "fds", "seccomp", "exec"),
     ]
     assert list(STEPS) == order
 
 
-# A lease is no part of a start's request; see below.
-@pytest.mark.parametrize("step", [name for name in STEPS if name != "lease"])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("config", [Config(), BUSY], ids=["default", "busy"])
 @pytest.mark.usefixtures("failing")
 def test_run_names_the_step_that_fails(step: str, config: Config) -> None:
@@ -79,7 +78,7 @@ def test_run_names_the_step_that_fails(step: str, config: Config) -> None:
     check(caught.value, step)
 
 
-@pytest.mark.parametrize("step", [name for name in STEPS if name != "lease"])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.usefixtures("failing")
 def test_popen_and_container_run_name_the_step_that_fails(step: str) -> None:
     with pytest.raises(LaunchError) as caught:
@@ -91,7 +90,7 @@ def test_popen_and_container_run_name_the_step_that_fails(step: str) -> None:
         check(caught.value, step)
 
 
-@pytest.mark.parametrize("step", [name for name in BEFORE_THE_GATE if name != "lease"])
+@pytest.mark.parametrize("step", BEFORE_THE_GATE)
 @pytest.mark.usefixtures("failing")
 def test_create_names_a_step_up_to_the_gate(step: str) -> None:
     with Container(BUSY) as box:
@@ -116,7 +115,7 @@ def test_start_names_a_step_after_the_gate(step: str) -> None:
 
 
 @pytest.mark.needs("root")
-@pytest.mark.parametrize("step", [name for name in STEPS if name not in {"lease", "id-maps"}])
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.usefixtures("failing")
 def test_a_start_without_a_user_namespace_names_the_step_that_fails(step: str) -> None:
     with pytest.raises(LaunchError) as caught:
