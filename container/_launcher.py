@@ -395,10 +395,11 @@ class Child:
 
     def must_retry(self) -> bool:
         """Another launcher has to be asked: this one died, or has other rights than its caller has
-        by now. Nothing was run.
+        by now, or a child that it had made ahead was killed. Nothing was run.
         """
         if self.failure is not None:
-            return self.failure.step == "rights" and not fail_step
+            killed = (self.failure.step, self.failure.errno) == ("handover", errno.EPIPE)
+            return (killed or self.failure.step == "rights") and not fail_step
         return self.pid is None and self.exit is not None and self.exit.lost
 
     def command(self, op: int, value: int = 0) -> None:

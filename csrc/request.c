@@ -134,11 +134,17 @@ static int flags_fit(uint64_t flags)
     return (flags & ~(uint64_t)CLONE_NEW_ANY) == 0 && (flags & CLONE_NEWNS) != 0;
 }
 
+/* Who asks for silence would never hear that the container waits at the gate. */
+static int can_be_answered(uint32_t flags)
+{
+    return (flags & (START_GATE | START_QUIET)) != (START_GATE | START_QUIET);
+}
+
 long check_start(const struct start *start, const uint8_t *bytes, size_t size)
 {
     if (size < sizeof *start || start->size != size || !has_end(bytes, size))
         return -EINVAL;
-    if (!flags_fit(start->clone_flags))
+    if (!flags_fit(start->clone_flags) || !can_be_answered(start->flags))
         return -EINVAL;
     if (start->flags & START_GATE && start->flags & START_QUIET) /* it would wait unheard */
         return -EINVAL;

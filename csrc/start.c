@@ -74,12 +74,15 @@ static void prepare_container(struct container *container)
     uint32_t slot = (uint32_t)(container - launcher.containers);
     struct progress progress = {.row = -1};
     struct request *request = &container->arena->request;
-    long result = container->phase == PHASE_BLANK ? 0 : map_child(&progress, container);
+    int was_blank = container->phase == PHASE_BLANK;
+    long result = was_blank ? 0 : map_child(&progress, container);
     container->phase = PHASE_STARTING;
     container->flags = request->start->flags;
     if (result == 0)
         result = hand_over(&progress, request, container->pid, container->slot, container->sync,
                            container->arena->helper_stack);
+    if (result == -EPIPE && was_blank) /* killed while it waited: the caller asks again */
+        progress.step = STEP_HANDOVER;
     if (result < 0 && container->arena->progress.error != 0)
         result = 0; /* the child is gone already, and its page says why */
     if (result == 0)

@@ -326,6 +326,17 @@ def test_flags_of_clone_that_make_no_namespace_are_refused(nonsense: Run) -> Non
     assert answers == dict.fromkeys(FLAGS, "failed request 22")
 
 
+def test_a_start_that_stops_at_the_gate_and_tells_nobody_is_refused(nonsense: Run) -> None:
+    (answer,) = nonsense(
+        """
+        data = bytearray(valid)
+        ffi.from_buffer("struct start *", data).flags |= lib.START_GATE | lib.START_QUIET
+        tell(verdict(ask(bytes(data))))
+        """
+    )
+    assert answer == "failed request 22"
+
+
 def test_a_request_without_a_mount_namespace_is_refused(nonsense: Run) -> None:
     # As root it would mount over the root of the host.
     (answer,) = nonsense(
