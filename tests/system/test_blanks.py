@@ -62,14 +62,19 @@ def blank() -> Iterator[int]:
     yield await_blank()
 
 
-def test_the_next_start_of_the_kind_uses_it(blank: int) -> None:
-    with Container() as box:
+def uses_blank() -> bool:
+    blank = await_blank()
+    with Container() as box, Container() as other:
         box.run(Process(["sleep", "1000"]))
-        assert box.pid == blank
-        # And only that: another one is made for the next.
-        with Container() as other:
-            other.run(Process(["sleep", "1000"]))
-            assert other.pid not in (blank, None)
+        # And only that one: another is made for the next.
+        other.run(Process(["sleep", "1000"]))
+        assert other.pid not in (blank, None)
+        return box.pid == blank
+
+
+def test_the_next_start_of_the_kind_uses_it(blank: int) -> None:
+    # More than once: on a busy machine it may have been let go before the start came.
+    assert any(uses_blank() for _ in range(20))
 
 
 def test_a_start_of_another_kind_does_not(blank: int) -> None:
@@ -125,21 +130,29 @@ def test_mounts_are_those_of_the_start_not_of_the_making(blank: int, tmp_path: P
         + f"""
 check(libc.unshare(0x20000))
 check(libc.mount(None, b"/", None, 1 << 14 | 1 << 18, None))
-run(["true"])
-pid = await_blank()
-check(libc.mount(b"new", {os.fsencode(tmp_path)!r}, b"tmpfs", 0, None))
-with open({str(tmp_path / "file")!r}, "w") as file:
-    file.write("late")
-with Container(Config(mounts=[Mount.bind({str(tmp_path)!r}, "/in", read_only=True)])) as box:
-    box.run(Process(["cat", "/in/file"], stdout=PIPE))
-    tell([box.pid == pid, box.stdout.read().decode()])
+for _ in range(20):
+    run(["true"])
+    pid = await_blank()
+    check(libc.mount(b"new", {os.fsencode(tmp_path)!r}, b"tmpfs", 0, None))
+    with open({str(tmp_path / "file")!r}, "w") as file:
+        file.write("late")
+    with Container(Config(mounts=[Mount.bind({str(tmp_path)!r}, "/in", read_only=True)])) as box:
+        box.run(Process(["cat", "/in/file"], stdout=PIPE))
+        tell([box.pid == pid, box.stdout.read().decode()])
+    check(libc.umount2({os.fsencode(tmp_path)!r}, 2))
 """
     )
-    assert told_of == [[True, "late"]]
+    assert {text for _, text in told_of} == {"late"}
+    assert any(used for used, _ in told_of)
 
 
 def test_one_that_was_killed_is_not_used(blank: int) -> None:
-    os.kill(blank, signal.SIGKILL)
+    fd = os.pidfd_open(blank)
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        assert is_readable(fd, PATIENCE)
+    finally:
+        os.close(fd)
     for _ in range(5):
         assert container.run(["echo", "fine"], text=True).stdout == "fine\n"
 
@@ -164,6 +177,10 @@ def test_it_is_let_go_when_nothing_happens(blank: int) -> None:
         assert is_readable(fd, PATIENCE)
     finally:
         os.close(fd)
+    # A moment later it is reaped, and no other one comes.
+    deadline = time.monotonic() + PATIENCE
+    while blanks() and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert blanks() == set()
 
 
