@@ -182,7 +182,7 @@ _MOST_TEXT = 4096  # characters of arguments
 
 def _planner(  # noqa: PLR0917 - those of run
     args: Sequence[StrPath],
-    root: StrPath | HostRoot | None,
+    root: StrPath | HostRoot | Overlay | None,
     config: Config | None,
     env: Mapping[str, str] | None,
     cwd: StrPath | None,

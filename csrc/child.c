@@ -69,6 +69,17 @@ static long die_with_launcher(const struct child *child)
     return result < 0 ? result : launcher_lives(child);
 }
 
+/* The files of a non-dumpable process in /proc belong to root: without root, its maps could not be
+ * written. So it is dumpable until they are, and the launcher never is. */
+static long become_dumpable(const struct child *child)
+{
+    long result;
+    if ((child->start->flags & START_DENY_SETGROUPS) == 0)
+        return 0;
+    result = sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    return result < 0 ? result : send_message(child->sync, "", 1, 0, 0);
+}
+
 static long await_maps(struct child *child)
 {
     struct message message;
@@ -76,6 +87,8 @@ static long await_maps(struct child *child)
     long result = die_with_launcher(child);
     if (result == 0)
         result = close_all_but(&child->sync, 1);
+    if (result == 0)
+        result = become_dumpable(child);
     return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
 }
 

@@ -22,6 +22,7 @@
  *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
  *
  * Sync points of a start
+ *   child -> launcher   it is dumpable (one byte; without root only)            STEP_SYNC
  *   launcher -> child   its ids are mapped                                      STEP_SYNC
  *   launcher -> child   the request is there (fds: stdio, copies of mounts)     STEP_HANDOVER
  *   child -> launcher   the container is created (one byte)                     STEP_GATE

@@ -168,8 +168,8 @@ struct start {
     uint32_t source_count;
     uint32_t root;         /* the row */
     uint32_t filter_flags; /* of seccomp(2) */
-    uint32_t pipes;    /* bit N: fd N was made for the process, which shall own it */
-    uint32_t pipe_uid; /* its owner: of the host, with START_LEASE of the container */
+    uint32_t pipes;        /* bit N: fd N was made for the process, which shall own it */
+    uint32_t pipe_uid;     /* its owner: of the host, with START_LEASE of the container */
     uint32_t pipe_gid;
     uint64_t bounding;
     uint64_t effective;

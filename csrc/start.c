@@ -46,13 +46,8 @@ static long clone_child(struct container *container)
         return pid;
     if (start->flags & START_SHARE_MEMORY)
         args.flags |= CLONE_VM;
-    /* The files of a non-dumpable process in /proc belong to root: without root, its maps could
-     * not be written. The child ends this for itself before it meets anything of the image. */
-    if (start->flags & START_DENY_SETGROUPS)
-        (void)sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0); /* if not, the maps say so */
     container->arena->child.sync = sync[1];
     pid = clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
-    (void)sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0); /* 0 is always accepted */
     (void)close_fd(sync[1]);
     if (pid < 0)
         (void)close_fd(sync[0]);
@@ -61,9 +56,22 @@ static long clone_child(struct container *container)
     return pid;
 }
 
+/* See await_maps(): it takes the child two system calls. */
+static long await_dumpable(int sync)
+{
+    struct message message;
+    uint8_t byte;
+    return receive_message(sync, &byte, 1, 0, &message);
+}
+
 long map_child(struct progress *progress, struct container *container)
 {
-    long result = map_ids(progress, &container->arena->request, container->pid, container->slot);
+    const struct request *request = &container->arena->request;
+    long result = 0;
+    if (request->start->flags & START_DENY_SETGROUPS)
+        result = await_dumpable(container->sync);
+    if (result == 0)
+        result = map_ids(progress, request, container->pid, container->slot);
     return result < 0 ? result : send_message(container->sync, "", 1, 0, 0);
 }
 
