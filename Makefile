@@ -52,7 +52,7 @@ lint-c:
 
 where = @if ! command -v $(1) >/dev/null; then echo "left out: no $(1) here"; exit 0; fi; set -x;
 compile = $(1) $(freestanding) -o /dev/null $(launcher) \
-	&& $(1) $(hosted) -fsyntax-only csrc/spawn.c bench/floor_a.c bench/timer.c
+	&& $(1) $(hosted) -fsyntax-only csrc/spawn.c bench/filter.c bench/floor_a.c bench/timer.c
 
 bench: $(VENV)/.demo ## measure a start beside the floor and other programs, as root
 	$(python) bench/run.py $(ARGS)

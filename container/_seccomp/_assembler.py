@@ -7,6 +7,7 @@ What a jump leads to is there before the jump is: every target is known, every d
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 # include/uapi/linux/bpf_common.h
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
@@ -20,17 +21,23 @@ JUMP_ANY_BIT = 0x45
 
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _FAR = 250  # a jump has 8 bits, and another instruction may come between
-_MOST_EXCEPTIONS = 4  # tests in a row are many for the last of them
+# Loading a filter, the kernel goes through it once for every call that it has, and compiles it: an
+# instruction costs as much as some hundred steps of that.
+_STEPS_PER_INSTRUCTION = 112
+_MOST_EXCEPTIONS = 6
 
 Label = int
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Numbers from ``start`` up to the next one's lead to ``label``."""
+    """Numbers from ``start`` up to the next one's lead to ``label``; ``weight`` of them are asked
+    for.
+    """
 
     start: int
     label: Label
+    weight: int = 1
 
 
 class Assembler:
@@ -91,7 +98,7 @@ class Assembler:
 
     def _subtree(self, groups: Sequence[Sequence[Segment]]) -> Label:
         if len(groups) > 1:
-            middle = len(groups) // 2
+            middle = _middle(groups)
             upper = self._subtree(groups[middle:])
             lower = self._subtree(groups[:middle])
             return self.jump(JUMP_GREATER_EQUAL, groups[middle][0].start, upper, lower)
@@ -105,16 +112,19 @@ class Assembler:
 def _grouped(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
     """Cut them into runs that lead to one label but for single numbers.
 
-    A single number costs one comparison within a run and two between runs; found are the runs
-    that cost least in all.
+    A single number costs one comparison within a run, which all of the run go through, and two
+    between runs; found are the runs that cost least in all.
     """
     costs = [0]
     cuts = [0]
     for end in range(1, len(segments) + 1):
-        best = (costs[end - 1] + 1, end - 1)
-        begin = end - 3
+        best = (costs[end - 1] + _STEPS_PER_INSTRUCTION, end - 1)
+        begin, weight = end - 3, segments[end - 1].weight
         while begin >= max(0, end - 1 - 2 * _MOST_EXCEPTIONS) and _continues(segments, begin):
-            best = min(best, (costs[begin] + 1 + (end - begin) // 2, begin))
+            weight += segments[begin].weight + segments[begin + 1].weight
+            exceptions = (end - begin) // 2
+            cost = (1 + exceptions) * _STEPS_PER_INSTRUCTION + exceptions * weight * 3 // 4
+            best = min(best, (costs[begin] + cost, begin))
             begin -= 2
         costs.append(best[0])
         cuts.append(best[1])
@@ -124,6 +134,13 @@ def _grouped(segments: Sequence[Segment]) -> list[Sequence[Segment]]:
         groups.append(segments[cuts[end] : end])
         end = cuts[end]
     return groups[::-1]
+
+
+def _middle(groups: Sequence[Sequence[Segment]]) -> int:
+    """Where to cut them so that both sides are asked for as often as the other."""
+    weights = [sum(segment.weight for segment in group) for group in groups]
+    total, before = sum(weights), accumulate(weights[:-1])
+    return min((abs(total - 2 * weight), at) for at, weight in enumerate(before, start=1))[1]
 
 
 def _continues(segments: Sequence[Segment], at: int) -> bool:

@@ -62,8 +62,10 @@ _FLAGS = {
     SeccompFlag.TSYNC: 1 << 0,
     SeccompFlag.LOG: 1 << 1,
     SeccompFlag.SPEC_ALLOW: 1 << 2,
-    SeccompFlag.WAIT_KILLABLE_RECV: 1 << 5,
+    # How a call waits for a listener's answer: the kernel takes it with a listener only.
+    SeccompFlag.WAIT_KILLABLE_RECV: 0,
 }
+MOST_CALLS = 1024  # more than any ABI has in a row
 _KILL = _RETURNS[SeccompAction.KILL_PROCESS]
 # Under these a call may be made after all: one that is not known gets no ENOSYS.
 _LENIENT = {SeccompAction.ALLOW, SeccompAction.LOG, SeccompAction.TRACE, SeccompAction.NOTIFY}
@@ -141,18 +143,28 @@ def compile_profile(
     native = native_architecture(machine)
     if native is None:
         raise UnsupportedError(f"there is no table of system calls for {machine}", field="seccomp")
-    rules = [
-        (index, rule)
-        for index, rule in enumerate(profile.syscalls)
-        if _meets(rule.includes, native, capabilities, kernel, none=True)
-        and not _meets(rule.excludes, native, capabilities, kernel, none=False)
-    ]
+    rules = rules_for(profile, native, capabilities, kernel)
     _refuse_notify(profile, rules)
     flags = sum(_FLAGS[SeccompFlag(flag)] for flag in profile.flags)
     program = _assemble(profile, native, [rule for _, rule in rules])
     if len(program) > MAX_INSTRUCTIONS:
         raise _too_large(profile, native, rules)
     return Filter(program.encode(little=native.little), flags)
+
+
+def rules_for(
+    profile: SeccompProfile,
+    native: Architecture,
+    capabilities: frozenset[Capability],
+    kernel: tuple[int, int],
+) -> list[tuple[int, SyscallRule]]:
+    """The rules whose conditions such a container meets, with their indices."""
+    return [
+        (index, rule)
+        for index, rule in enumerate(profile.syscalls)
+        if _meets(rule.includes, native, capabilities, kernel, none=True)
+        and not _meets(rule.excludes, native, capabilities, kernel, none=False)
+    ]
 
 
 def _meets(
@@ -329,7 +341,7 @@ def _assemble(
     for audit in sorted(spaces, key=lambda audit: audit == native.audit):
         space = _line(profile, audit, spaces[audit], foreign)
         labels = {verdict: _verdict(program, verdict, native) for _, verdict in space}
-        program.tree([Segment(start, labels[verdict]) for start, verdict in space])
+        program.tree(_segments(space, labels))
         other = program.jump(JUMP_EQUAL, audit, program.load(_NUMBER_AT), other)
     program.load(_ARCHITECTURE_AT)
     return program
@@ -360,6 +372,19 @@ def _line(
     return line
 
 
+def _segments(
+    line: Sequence[tuple[int, _Verdict]], labels: Mapping[_Verdict, Label]
+) -> list[Segment]:
+    ends = [start for start, _ in line[1:]]
+    sizes = (end - start for (start, _), end in zip(line, ends, strict=False))
+    # What is larger than any table is a gap that no kernel has calls in.
+    weights = [*(size if size < MOST_CALLS else 1 for size in sizes), 1]
+    return [
+        Segment(start, labels[verdict], weight)
+        for (start, verdict), weight in zip(line, weights, strict=True)
+    ]
+
+
 def _verdict(program: Assembler, verdict: _Verdict, machine: Architecture) -> Label:
     *steps, last = verdict
     label = program.ret(last.value)
@@ -371,9 +396,11 @@ def _verdict(program: Assembler, verdict: _Verdict, machine: Architecture) -> La
             continue
         step = steps.pop()
         goal = program.ret(step.value)
-        for test in reversed(step.tests):
+        *later, first = reversed(step.tests)
+        for test in later:
             goal = _compare(program, test, goal, label, machine)
-        label = goal
+        loaded = bool(steps) and _leaves_word(steps[-1], first.index)
+        label = _compare(program, first, goal, label, machine, loaded=loaded)
     return label
 
 
@@ -381,10 +408,21 @@ def _word_at(index: int, machine: Architecture, *, high: bool) -> int:
     return _ARGUMENTS_AT + 8 * index + 4 * (high == machine.little)
 
 
+def _leaves_word(step: _Step, index: int) -> bool:
+    """Whether a call that does not pass a step leaves the 32 bits of an argument loaded by it."""
+    return len(step.tests) == 1 and step.tests[0].index == index and step.tests[0].mask == _WORD
+
+
 def _compare(
-    program: Assembler, test: _Test, yes: Label, no: Label, machine: Architecture
+    program: Assembler,
+    test: _Test,
+    yes: Label,
+    no: Label,
+    machine: Architecture,
+    *,
+    loaded: bool = False,
 ) -> Label:
-    """Go to ``yes`` where the test comes out as wanted."""
+    """Go to ``yes`` where the test comes out as wanted; ``loaded``: the lower half is already."""
     if not test.wanted:
         yes, no = no, yes
     high, low = test.value >> 32, test.value & _WORD
@@ -393,6 +431,8 @@ def _compare(
         program.jump(test.jump, low, yes, no)
         if test.mask & _WORD != _WORD:
             program.mask(test.mask & _WORD)
+        if loaded and test.mask >> 32 == 0:
+            return len(program)
         label = program.load(_word_at(test.index, machine, high=False))
     if test.mask >> 32 == 0:
         return label

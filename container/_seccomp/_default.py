@@ -27,7 +27,7 @@ acct, quotactl, syslog, iopl, ...      not at all.
 modify_ldt, vm86*                      For 16-bit programs.
 set_mempolicy, mbind, move_pages, ...  Move memory between nodes that others use.
 kcmp, pidfd_getfd, process_madvise     Look into other processes: with CAP_SYS_PTRACE.
-cachestat, lsm_*, fanotify_*           Tell of the machine rather than of the container.
+cachestat, lsm_*, fanotify_init        Tell of the machine rather than of the container.
 file_getattr, listns, fchroot, ...     Too young to be judged: ENOSYS, so that programs fall back.
 obsolete ones                          uselib, ustat, sysfs, nfsservctl, ...: no program left.
 =====================================  ===========================================================
@@ -52,19 +52,19 @@ _WORD = 2**32 - 1
 
 _FILES = """
     access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3
-    faccessat faccessat2 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown
-    fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr
-    fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futimesat getcwd getdents
-    getdents64 getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
-    lchown lchown32 lgetxattr link linkat listmount listxattr listxattrat llistxattr lremovexattr
-    lseek lsetxattr lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat open
-    openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink
-    readlinkat readv removexattr removexattrat rename renameat renameat2 rmdir sendfile sendfile64
-    setxattr setxattrat splice stat stat64 statfs statfs64 statmount statx symlink symlinkat sync
-    sync_file_range syncfs tee truncate truncate64 umask unlink unlinkat utime utimensat
-    utimensat_time64 utimes vmsplice write writev _llseek
-    landlock_add_rule landlock_create_ruleset landlock_restrict_self
-    arm_fadvise64_64 arm_sync_file_range sync_file_range2
+    faccessat faccessat2 fadvise64 fadvise64_64 fallocate fanotify_mark fchdir fchmod fchmodat
+    fchmodat2 fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr flistxattr flock
+    fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64
+    futimesat getcwd getdents getdents64 getxattr getxattrat inotify_add_watch inotify_init
+    inotify_init1 inotify_rm_watch lchown lchown32 lgetxattr link linkat listmount listxattr
+    listxattrat llistxattr lremovexattr lseek lsetxattr lstat lstat64 mkdir mkdirat mknod mknodat
+    name_to_handle_at newfstatat open openat openat2 pread64 preadv preadv2 pwrite64 pwritev
+    pwritev2 read readahead readlink readlinkat readv removexattr removexattrat rename renameat
+    renameat2 rmdir sendfile sendfile64 setxattr setxattrat splice stat stat64 statfs statfs64
+    statmount statx symlink symlinkat sync sync_file_range syncfs tee truncate truncate64 umask
+    unlink unlinkat utime utimensat utimensat_time64 utimes vmsplice write writev _llseek
+    landlock_add_rule landlock_create_ruleset landlock_restrict_self arm_fadvise64_64
+    arm_sync_file_range sync_file_range2
 """
 _EVENTS = """
     epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
@@ -120,7 +120,7 @@ _WITH_CAPABILITY = (
     (("DAC_READ_SEARCH",), "open_by_handle_at"),
     (
         ("SYS_ADMIN",),
-        "clone clone3 fanotify_init fanotify_mark fsconfig fsmount fsopen fspick lookup_dcookie"
+        "clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie"
         " lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount"
         " open_tree open_tree_attr quotactl quotactl_fd setdomainname sethostname setns umount"
         " umount2 unshare",
@@ -203,14 +203,17 @@ def _rules() -> Iterator[SyscallRule]:
         excludes=admin,
     )
     yield SyscallRule(["clone3"], SeccompAction.ERRNO, errno_ret=_ENOSYS, excludes=admin)
-    for family in (_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK):
+    # 0 is no family: the kernel says so. With it the filter is shorter.
+    yield _allow("socket", SyscallArg(0, _AF_INET, op=SeccompOperator.LE))
+    for family in (_AF_INET6, _AF_NETLINK):
         yield _allow("socket", _is(0, family))
     yield _allow("socket", _is(0, _AF_PACKET), includes=SyscallCondition(["NET_ADMIN"]))
     yield _allow("socketpair", _is(0, _AF_UNIX))
     yield from _all_but("ioctl", 1, _TERMINAL_INPUT)
-    yield _allow("personality", _lacks(0, _WORD ^ _PERSONALITY))
     yield _allow("personality", _is(0, _ASK_PERSONALITY))
+    yield _allow("personality", _lacks(0, _WORD ^ _PERSONALITY))
     yield SyscallRule(_TOO_YOUNG.split(), SeccompAction.ERRNO, errno_ret=_ENOSYS)
+    yield SyscallRule(["open_tree_attr"], SeccompAction.ERRNO, errno_ret=_ENOSYS, excludes=admin)
 
 
 def make_default() -> SeccompProfile:

@@ -28,6 +28,7 @@ from container import (
     Mount,
     Namespaces,
     Process,
+    SeccompFlag,
     SeccompProfile,
     SyscallArg,
     SyscallRule,
@@ -341,7 +342,7 @@ def test_without_no_new_privs_the_profile_holds_for_the_change_of_ids() -> None:
 def test_errnos_arguments_and_the_log_flag_of_a_profile_hold() -> None:
     rule = SyscallRule(["mkdir", "mkdirat"], "ERRNO", errno_ret=errno.EXDEV)
     number = SyscallRule(["dup"], "ERRNO", [SyscallArg(0, 77)], errno_ret=errno.ENOLINK)
-    profile = SeccompProfile("ALLOW", [rule, number], flags=["LOG", "SPEC_ALLOW", "TSYNC"])
+    profile = SeccompProfile("ALLOW", [rule, number], flags=list(SeccompFlag))
     answer = inside(
         """
         import ctypes

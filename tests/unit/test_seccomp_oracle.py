@@ -43,7 +43,8 @@ from container import (
     default_capabilities,
 )
 from container._capabilities import Capability
-from container._seccomp._compiler import _MULTIPLEXED, _meets, compile_profile
+from container._seccomp._compiler import _MULTIPLEXED, compile_profile
+from container._seccomp._compiler import rules_for as compiler_rules_for
 from container._seccomp._tables import (
     ARCHITECTURES,
     Architecture,
@@ -262,12 +263,7 @@ def rules_for(
     profile: SeccompProfile, machine: str, capabilities: Capabilities
 ) -> list[SyscallRule]:
     native = architectures_of(machine)[0]
-    return [
-        rule
-        for rule in profile.syscalls
-        if _meets(rule.includes, native, capabilities, KERNEL, none=True)
-        and not _meets(rule.excludes, native, capabilities, KERNEL, none=False)
-    ]
+    return [rule for _, rule in compiler_rules_for(profile, native, capabilities, KERNEL)]
 
 
 @pytest.mark.needs("libseccomp", "x86_64")
