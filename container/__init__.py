@@ -23,6 +23,7 @@ from container._config import (
     STDOUT,
     Config,
     ContainerState,
+    Device,
     HostRoot,
     IDMapping,
     Mount,
@@ -35,6 +36,7 @@ from container._config import (
     SignalConfig,
     State,
     Usage,
+    default_devices,
 )
 from container._errors import (
     CgroupError,
@@ -102,6 +104,7 @@ __all__ = [
     "ContainerState",
     "ContainerTimeoutError",
     "ControllerNotEnabledError",
+    "Device",
     "ExecProcess",
     "HookError",
     "HostRoot",
@@ -130,6 +133,7 @@ __all__ = [
     "Usage",
     "__version__",
     "default_capabilities",
+    "default_devices",
     "doctor",
     "popen",
     "run",

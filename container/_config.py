@@ -16,6 +16,7 @@ from enum import STRICT, IntFlag, StrEnum
 from functools import partial, wraps
 from posixpath import normpath
 from signal import SIGTERM, Signals
+from stat import S_IFBLK, S_IFCHR
 from typing import Annotated, Any, ClassVar, NoReturn, Protocol, Self, TypeVar
 
 from container._capabilities import Capabilities
@@ -742,11 +743,67 @@ def _root(value: StrPath | HostRoot | Overlay, field: str) -> str | HostRoot | O
     return _path(value, field)
 
 
+def _device_path(value: StrPath, field: str) -> str:
+    path = _target(value, field)
+    name = path.removeprefix("/dev/")
+    if name == path:
+        _fail(field, f"must lie below /dev, the only place where devices work: {_show(path)}")
+    if name.split("/")[0] in _OWN_OF_DEV:
+        _fail(field, f"{_show(path)} is made anyway, and is no device node")
+    return path
+
+
+def _device_type(value: str | int, field: str) -> str:
+    kinds = {"c": "c", "u": "c", "b": "b", S_IFCHR: "c", S_IFBLK: "b"}
+    if not isinstance(value, str) and not _is_int(value):
+        _expected("'c', 'b', stat.S_IFCHR or stat.S_IFBLK", value, field)
+    return kinds[value] if value in kinds else _fail(field, f"unknown: {_show(value)}")
+
+
+_OWN_OF_DEV = frozenset(("fd", "stdin", "stdout", "stderr", "ptmx", "pts", "shm"))
+
+
+@dataclass(frozen=True, slots=True)
+class Device(_Checked):
+    """A device node below ``/dev`` of the container, mknod(2).
+
+    ``type`` is "c" (character) or "b" (block), also as `stat.S_IFCHR` and `stat.S_IFBLK`; ``mode``
+    are its permission bits, None for 0o666. With a user namespace no node can be made that opens:
+    the host's is bound, which the caller must be allowed to open, with the owner and the mode that
+    it has; ``mode`` must be None or that one, ``uid`` and ``gid`` 0 (`UnsupportedError`).
+    """
+
+    path: Annotated[StrPath, _device_path]
+    type: Annotated[str | int, _device_type]
+    major: Annotated[int, _int(0, 4095)]
+    minor: Annotated[int, _int(0, 2**20 - 1)]
+    mode: Annotated[int | None, _optional(_int(0, 0o777, oct))] = None
+    uid: Annotated[int, _id] = 0
+    gid: Annotated[int, _id] = 0
+
+
+# Linux's own numbers, Documentation/admin-guide/devices.txt.
+_DEFAULT_DEVICES = tuple(
+    Device(f"/dev/{name}", "c", major, minor, 0o666)
+    for name, major, minor in (
+        *(("null", 1, 3), ("zero", 1, 5), ("full", 1, 7)),
+        *(("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)),
+    )
+)
+
+
+def default_devices() -> tuple[Device, ...]:
+    """Those that every container has (OCI runtime-spec, config-linux): null, zero, full, random,
+    urandom, tty.
+    """
+    return _DEFAULT_DEVICES
+
+
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 
 
-@_not_yet("devices", "setup_dev", "resources", "network", "hooks")
+@_not_yet("resources", "network", "hooks")
 @dataclass(frozen=True, slots=True)
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
@@ -758,6 +815,10 @@ class Config(_Checked):
     ``uid_mappings`` and ``gid_mappings``, given both or neither, replace the ranges that are
     chosen otherwise. ``use_pivot_root=False`` is a downgrade: the host's mounts stay reachable
     for whoever breaks out of a chroot. Change one with ``dataclasses.replace``.
+
+    ``devices`` are nodes of the container's own ``/dev``, in addition to those of
+    `default_devices`, which are always there; one with the path of those replaces it.
+    ``setup_dev=False`` leaves ``/dev`` as the root has it, where no node can be opened.
 
     ``seccomp`` is the filter of system calls, by default ``SeccompProfile.default()``; its rules
     for capabilities go by the bounding set, and those for CAP_SYS_ADMIN hold with ``nested`` too.
@@ -791,6 +852,8 @@ class Config(_Checked):
         default_factory=SeccompProfile.default
     )
     _: KW_ONLY  # the API has parameters to come before these
+    devices: Annotated[Sequence[Device], _sequence(_instance(Device))] = _DEFAULT_DEVICES
+    setup_dev: Annotated[bool, _bool] = True
     no_new_privileges: Annotated[bool, _bool] = True
     nested: Annotated[bool, _bool] = False
     masked_paths: Annotated[Sequence[StrPath] | None, _optional(_sequence(_target))] = None
@@ -815,6 +878,9 @@ class Config(_Checked):
             if not getattr(self.namespaces, str(kind)):
                 _fail(f"sysctl[{name!r}]", f"needs namespaces.{kind}: it would be the host's")
         _unique(self.mounts, "target", "mounts")
+        _unique(self.devices, "path", "devices")
+        if not self.setup_dev and set(self.devices) - set(_DEFAULT_DEVICES):
+            _fail("devices", "needs setup_dev: there is no /dev of our own to make them in")
         for name in ("uid_mappings", "gid_mappings"):
             if getattr(self, name) and not self.namespaces.user:
                 _fail(name, "needs namespaces.user")
@@ -1074,5 +1140,5 @@ class Result:
             raise CommandError(self)
 
 
-publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Config)
-publish(Rlimit, Process, SignalConfig, State, ContainerState, Usage, Result)
+publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Config)
+publish(default_devices, Rlimit, Process, SignalConfig, State, ContainerState, Usage, Result)

@@ -212,7 +212,7 @@ class RowTable:
             encoded.append(
                 (
                     *(row.op, flags, row.base, blob.string(row.target), blob.string(row.source)),
-                    *(source_fd, data, row.mode, row.attributes, *device, inode),
+                    *(source_fd, data, row.mode, row.attributes, *device, *row.owner, inode),
                 )
             )
         blob.add(bytes(-blob.offset % 8))

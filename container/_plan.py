@@ -23,6 +23,7 @@ from container._config import (
     Overlay,
     Process,
 )
+from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._launcher import (
     MAX_ROWS,
@@ -225,7 +226,8 @@ def _lay_foundation(
     ):
         if wanted:
             flags |= flag
-    around = Surroundings(identity.idmap, identity.known[1], identity.by_fd)
+    nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
+    around = Surroundings(identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()))
     stage = [_absolute(row, cwd) for row in plan_stage(config, around)]
     rows = [_absolute(row, cwd) for row in plan_rows(config, host_layout(euid), around)]
     table = RowTable(rows, stage)

@@ -8,6 +8,7 @@ Where the root is an overlay, rows of a stage come before these: see `plan_stage
 """
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,16 @@ from functools import cache
 from typing import cast
 
 from container._capabilities import Capability
-from container._config import Config, HostRoot, IDMapping, Mount, MountFlags, Overlay
+from container._config import (
+    Config,
+    HostRoot,
+    IDMapping,
+    Mount,
+    MountFlags,
+    Overlay,
+    default_devices,
+)
+from container._devices import devices_of
 from container._errors import UnsupportedError
 from container._walls import masked_paths, proc_writes, readonly_paths
 
@@ -35,6 +45,7 @@ class Op(IntEnum):
     OVERLAY = 9
     HANDLE = 10
     ATTRIBUTES = 11
+    DEVICE = 12
 
 
 MAKES_MOUNT = frozenset({Op.BIND, Op.MOUNT, Op.OVERLAY})
@@ -92,15 +103,6 @@ HOST_ROOT_USERS = {"/etc/passwd": _PASSWD.decode(), "/etc/group": _GROUP.decode(
 _NSSWITCH = b"passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\n"
 _TTY_GROUP = 5
 
-# Linux's own numbers, Documentation/admin-guide/devices.txt.
-_DEVICES = (
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-)
 _DEV_LINKS = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -124,6 +126,7 @@ class Row:
     mode: int = 0
     attributes: Attribute = _NO_ATTRIBUTES
     device: tuple[int, int] = (0, 0)
+    owner: tuple[int, int] = (0, 0)  # DEVICE: uid and gid
     opened: bool = False  # the caller opens the source, and its kind decides what a target is
     directory: bool = False  # and it must be a directory
     field: str = ""  # where in the Config the row comes from
@@ -170,6 +173,7 @@ class Surroundings:
     idmap: bool  # root caller with a leased range: sources are idmapped
     gid_mappings: Sequence[IDMapping]  # those in force; empty without a user namespace
     by_fd: bool = True  # root caller: the launcher copies the sources, and can idmap them
+    nodes: Sequence[tuple[str, str]] = ()  # path of a device, and of the host's for it
 
 
 def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[Row]:
@@ -186,7 +190,8 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
     proc = len(rows)
     rows += _kernel_file_systems(config)
     rows += _proc_writes(proc, len(rows), config)  # before anybody else's mount is in there
-    rows += _devices(len(rows), around)
+    if config.setup_dev:
+        rows += _devices(len(rows), config, around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
     rows += (_mount(mount, field, config, around) for field, mount in mounts)
     if config.read_only_root:  # until here targets may have to be made
@@ -500,7 +505,48 @@ def _below_last_mount(path: str, places: Sequence[str | None]) -> tuple[int, str
     raise AssertionError("row 0 holds every path")
 
 
-def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
+def _nodes(dev: int, config: Config, around: Surroundings) -> Iterator[Row]:
+    """Device nodes of our own, or in a user namespace, where none would open, binds of the host's.
+
+    Of the host's nodes a container without a user namespace could change mode and owner.
+    """
+    made: set[str] = set()
+    nodes = dict(around.nodes)
+    for field, device in devices_of(config).items():
+        name = str(device.path).removeprefix("/dev/")
+        for end in (index for index, letter in enumerate(name) if letter == "/"):
+            if name[:end] not in made:
+                made.add(name[:end])
+                yield replace(
+                    _directory(name[:end]), base=dev, what=f"directory '/dev/{name[:end]}'"
+                )
+        kind = stat.S_IFCHR if device.type == "c" else stat.S_IFBLK
+        is_default = device in default_devices()
+        node = Row(
+            Op.BIND,
+            name,
+            f"device {device.path!r}",
+            source=nodes.get(str(device.path), str(device.path)),
+            flags=RowFlag.CHECK_DEVICE | RowFlag.MAKE_FILE,
+            base=dev,
+            mode=kind,
+            device=(device.major, device.minor),
+            field=field,
+        )
+        if "/" not in name:
+            node = replace(node, flags=node.flags | RowFlag.NEW_TARGET)
+        if not config.namespaces.user:
+            node = replace(
+                node,
+                op=Op.DEVICE,
+                source=node.source if is_default else "",
+                mode=kind | (0o666 if device.mode is None else device.mode),
+                owner=(device.uid, device.gid),
+            )
+        yield node
+
+
+def _devices(dev: int, config: Config, around: Surroundings) -> Iterator[Row]:
     """``/dev``, which is row ``dev``, and everything below it."""
     yield Row(
         Op.MOUNT,
@@ -511,16 +557,7 @@ def _devices(dev: int, around: Surroundings) -> Iterator[Row]:
         data=_options({"mode": "0755", "size": "65536k"}),
         attributes=Attribute.NOSUID | Attribute.NOEXEC,
     )
-    for name, major, minor in _DEVICES:
-        yield Row(
-            Op.BIND,
-            name,
-            f"device '/dev/{name}'",
-            source=f"/dev/{name}",
-            flags=RowFlag.CHECK_DEVICE | RowFlag.MAKE_FILE | RowFlag.NEW_TARGET,
-            base=dev,
-            device=(major, minor),
-        )
+    yield from _nodes(dev, config, around)
     for name, text in _DEV_LINKS:
         yield _link(name, text, dev)
     yield Row(

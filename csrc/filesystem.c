@@ -158,7 +158,7 @@ static long check_source(const struct row *row, int fd)
          file.dev_minor != row->device_minor))
         return -ESTALE;
     if (row->flags & ROW_CHECK_DEVICE &&
-        ((file.mode & S_IFMT) != S_IFCHR || file.rdev_major != row->device_major ||
+        ((file.mode & S_IFMT) != (row->mode & S_IFMT) || file.rdev_major != row->device_major ||
          file.rdev_minor != row->device_minor))
         return -ENODEV;
     return 0;
@@ -279,6 +279,20 @@ static long write_file(int parent, const char *name, const struct row *row, cons
     return result < 0 ? result : 0;
 }
 
+/* As the kernel takes it from user space: 12 bits of major in the middle of 20 of minor. */
+static uint32_t device_number(const struct row *row)
+{
+    return (row->device_minor & 0xff) | row->device_major << 8 | (row->device_minor & ~0xffu) << 12;
+}
+
+static long make_node(int parent, const char *name, const struct row *row)
+{
+    long result = sys(__NR_mknodat, parent, name, row->mode, device_number(row));
+    if (result == 0 && (row->uid | row->gid) != 0)
+        result = sys(__NR_fchownat, parent, name, row->uid, row->gid, AT_SYMLINK_NOFOLLOW);
+    return result;
+}
+
 static long name_row(struct filesystem *fs, const struct row *row)
 {
     const char *name;
@@ -288,10 +302,20 @@ static long name_row(struct filesystem *fs, const struct row *row)
         return parent;
     if (row->op == ROW_SYMLINK)
         result = sys(__NR_symlinkat, string_at(fs->request->bytes, row->source), parent, name);
+    else if (row->op == ROW_DEVICE)
+        result = make_node((int)parent, name, row);
     else
         result = write_file((int)parent, name, row, span_at(fs->request->bytes, row->data));
     if (parent != fs->mounts[row->base])
         (void)close_fd((int)parent);
+    return result;
+}
+
+static long device_row(struct filesystem *fs, const struct row *row)
+{
+    long result = name_row(fs, row);
+    if (result == -EPERM && *string_at(fs->request->bytes, row->source) != 0)
+        result = bind_row(fs, row);
     return result;
 }
 
@@ -304,6 +328,8 @@ static long do_row(struct filesystem *fs, const struct row *row)
         return mount_row(fs, row);
     case ROW_DIRECTORY:
         return directory_row(fs, row);
+    case ROW_DEVICE:
+        return device_row(fs, row);
     case ROW_MASK:
         return mask_row(fs, row);
     case ROW_READ_ONLY:

@@ -74,21 +74,22 @@ enum row_op {
     ROW_BIND = 1, /* a copy of a mount: of a source fd by the launcher, or of a path by the child */
     ROW_MOUNT,    /* a new file system: source is the type, data its options */
     ROW_DIRECTORY,
-    ROW_FILE,      /* a new regular file with data as content */
-    ROW_SYMLINK,   /* source is what it says */
-    ROW_MASK,      /* an empty file or directory, read-only, over what is there */
-    ROW_READ_ONLY, /* what is there and below, read-only from here on */
-    ROW_WRITE,     /* data into a file of the procfs that base made */
-    ROW_OVERLAY,   /* an overlay of what the stage holds; data is its options, for mount(2) */
-    ROW_HANDLE,    /* a directory below base, opened, and `source` in the stage a link to its fd */
-    ROW_ATTRIBUTES /* change those of base's mount: clear `mode`, then set `attributes` */
+    ROW_FILE,       /* a new regular file with data as content */
+    ROW_SYMLINK,    /* source is what it says */
+    ROW_MASK,       /* an empty file or directory, read-only, over what is there */
+    ROW_READ_ONLY,  /* what is there and below, read-only from here on */
+    ROW_WRITE,      /* data into a file of the procfs that base made */
+    ROW_OVERLAY,    /* an overlay of what the stage holds; data is its options, for mount(2) */
+    ROW_HANDLE,     /* a directory below base, opened, and `source` in the stage a link to its fd */
+    ROW_ATTRIBUTES, /* change those of base's mount: clear `mode`, then set `attributes` */
+    ROW_DEVICE      /* a node; where that is forbidden and there is a source, that is bound */
 };
 
 enum row_flag {
     ROW_RECURSIVE = 1u << 0,      /* with submounts; attributes apply to all of them */
     ROW_IDMAP = 1u << 1,          /* host root's files show as root inside */
     ROW_CHECK_INODE = 1u << 2,    /* the path must still be the inode that Python opened */
-    ROW_CHECK_DEVICE = 1u << 3,   /* the source must be this character device */
+    ROW_CHECK_DEVICE = 1u << 3,   /* the source must be this device */
     ROW_MAKE_DIRECTORY = 1u << 4, /* make a missing target, a directory */
     ROW_MAKE_FILE = 1u << 5,      /* make a missing target, an empty file */
     ROW_NO_SYMLINKS = 1u << 6,    /* refuse a target with a symbolic link in its path */
@@ -124,15 +125,17 @@ struct span {
 struct row {
     uint32_t op;
     uint32_t flags;
-    uint32_t base;     /* row whose mount the target lies in */
-    uint32_t target;   /* string: path below base */
-    uint32_t source;   /* string: path, file system type or link text */
-    int32_t source_fd; /* index of a source fd of the request, or -1 */
-    struct span data;  /* FILE, WRITE: bytes; MOUNT: key NUL value NUL ..., "" value: a flag */
-    uint32_t mode;
+    uint32_t base;         /* row whose mount the target lies in */
+    uint32_t target;       /* string: path below base */
+    uint32_t source;       /* string: path, file system type or link text */
+    int32_t source_fd;     /* index of a source fd of the request, or -1 */
+    struct span data;      /* FILE, WRITE: bytes; MOUNT: key NUL value NUL ..., "" value: a flag */
+    uint32_t mode;         /* DEVICE, ROW_CHECK_DEVICE: with its kind */
     uint32_t attributes;   /* MOUNT_ATTR_* to set */
-    uint32_t device_major; /* ROW_CHECK_DEVICE: its number; ROW_CHECK_INODE: of its file system */
+    uint32_t device_major; /* DEVICE, ROW_CHECK_DEVICE: number; ROW_CHECK_INODE: file system */
     uint32_t device_minor;
+    uint32_t uid; /* DEVICE */
+    uint32_t gid;
     uint64_t inode;
 };
 

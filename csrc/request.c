@@ -88,7 +88,7 @@ static long check_row(const struct row *rows, uint32_t index, const struct start
                       const uint8_t *bytes, size_t size)
 {
     const struct row *row = &rows[index];
-    if (row->op < ROW_BIND || row->op > ROW_ATTRIBUTES)
+    if (row->op < ROW_BIND || row->op > ROW_DEVICE)
         return -EINVAL;
     if (!base_fits(rows, index, start->root) || (row->op == ROW_OVERLAY && index != start->root) ||
         (row->op == ROW_HANDLE && index >= start->root))

@@ -47,7 +47,12 @@ enum {
 
 enum { SIGKILL = 9, SIGCHLD = 17, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
 
-enum { AT_FDCWD = -100, AT_EMPTY_PATH = 0x1000, AT_RECURSIVE = 0x8000 };
+enum {
+    AT_FDCWD = -100,
+    AT_SYMLINK_NOFOLLOW = 0x100,
+    AT_EMPTY_PATH = 0x1000,
+    AT_RECURSIVE = 0x8000
+};
 
 enum {
     O_RDONLY = 0,

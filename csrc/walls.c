@@ -98,7 +98,7 @@ static long open_existing(struct filesystem *fs, const struct row *row)
     long fd = open_below(fs->mounts[row->base], text(fs, row->target), O_PATH, RESOLVE_IN_ROOT);
     if (fd < 0)
         return fd == -ENOTDIR ? -ENOENT : fd;
-    result = row->base == 0 ? refuse_root(fs, (int)fd) : 0;
+    result = row->base == fs->request->start->root ? refuse_root(fs, (int)fd) : 0;
     if (result < 0)
         (void)close_fd((int)fd);
     return result < 0 ? result : fd;

@@ -48,6 +48,7 @@ rows = st.builds(
     mode=word,
     attributes=flags_of(Attribute),
     device=st.tuples(word, word),
+    owner=st.tuples(word, word),
 )
 sources = st.none() | st.builds(
     Source,
@@ -203,6 +204,7 @@ def test_the_rows_of_a_request_read_back_as_they_were_made(
             inode = source.inode
         assert (got.flags, got.source_fd, got.inode) == (flags, source_fd, inode)
         assert (got.device_major, got.device_minor) == device
+        assert (got.uid, got.gid) == row.owner
     assert read.start.source_count == next_fd
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from container import (
     Capabilities,
     Config,
+    Device,
     HostRoot,
     IDMapping,
     Mount,
@@ -95,18 +97,20 @@ def limit(proc: int, *flags: str) -> str:
 
 def kernel(dev: int, *, tty: bool, user: bool = True) -> list[str]:
     """/proc, /sys and /dev, which is row `dev`; with a group for terminals or without."""
-    node = "+check_device+make_file+new_target"
+    flags = "+check_device+make_file+new_target"
+    # One that is ours, or in a user namespace, where none would open, the host's.
+    node, mode = ("bind", "20000") if user else ("device", "20666")
     return [
         "mount 0:/proc <- proc +make_directory+no_symlinks+nosuid+nodev+noexec",
         "mount 0:/sys <- sysfs +make_directory+no_symlinks+read_only+nosuid+nodev+noexec",
         *([limit(dev - 3)] if user else []),
         "mount 0:/dev <- tmpfs mode 0755 size 65536k +make_directory+no_symlinks+nosuid+noexec",
-        f"bind {dev}:/null <- /dev/null 1:3 {node}",
-        f"bind {dev}:/zero <- /dev/zero 1:5 {node}",
-        f"bind {dev}:/full <- /dev/full 1:7 {node}",
-        f"bind {dev}:/random <- /dev/random 1:8 {node}",
-        f"bind {dev}:/urandom <- /dev/urandom 1:9 {node}",
-        f"bind {dev}:/tty <- /dev/tty 5:0 {node}",
+        f"{node} {dev}:/null <- /dev/null {mode} 1:3 {flags}",
+        f"{node} {dev}:/zero <- /dev/zero {mode} 1:5 {flags}",
+        f"{node} {dev}:/full <- /dev/full {mode} 1:7 {flags}",
+        f"{node} {dev}:/random <- /dev/random {mode} 1:8 {flags}",
+        f"{node} {dev}:/urandom <- /dev/urandom {mode} 1:9 {flags}",
+        f"{node} {dev}:/tty <- /dev/tty {mode} 5:0 {flags}",
         f"symlink {dev}:/fd <- /proc/self/fd",
         f"symlink {dev}:/stdin <- /proc/self/fd/0",
         f"symlink {dev}:/stdout <- /proc/self/fd/1",
@@ -390,6 +394,47 @@ def test_names_are_resolved_as_the_host_does_where_the_network_is_the_hosts() ->
 def test_terminals_have_their_group_where_there_are_all_ids() -> None:
     config = Config("/srv/root", Namespaces(user=False))
     assert plan(config, NO_NAMESPACE)[1:] == [*kernel(3, tty=True, user=False), *covers(1)]
+
+
+def test_devices_come_with_those_that_are_always_there_and_in_directories_of_their_own() -> None:
+    config = Config(
+        "/srv/root",
+        devices=[
+            Device("/dev/net/tun", "c", 10, 200),
+            Device("/dev/net/b/x", "b", 7, 1),
+            Device("/dev/zero", "c", 1, 3),
+        ],
+    )
+    around = replace(LEASED, nodes=(("/dev/net/tun", "/dev/tun0"),))
+    lines = [line_of(row) for row in plan_rows(config, LAYOUT, around)][5:15]
+    assert [line.split(" ")[1] for line in lines[:5]] == [
+        *("4:/null", "4:/full", "4:/random", "4:/urandom", "4:/tty")
+    ]
+    assert lines[5:] == [
+        "directory 4:/net 755",
+        "bind 4:/net/tun <- /dev/tun0 20000 10:200 +check_device+make_file",
+        "directory 4:/net/b 755",
+        "bind 4:/net/b/x <- /dev/net/b/x 60000 7:1 +check_device+make_file",
+        "bind 4:/zero <- /dev/zero 20000 1:3 +check_device+make_file+new_target",
+    ]
+
+
+def test_devices_are_made_where_the_ids_are_the_hosts() -> None:
+    config = Config(
+        "/srv/root",
+        Namespaces(user=False),
+        devices=[Device("/dev/x", "b", 7, 300, 0o640, 5, 6)],
+    )
+    rows = plan_rows(config, LAYOUT, NO_NAMESPACE)
+    (row,) = (row for row in rows if row.target == "x")
+    assert (row.op, row.source, row.mode, row.device, row.owner, row.field) == (
+        *(Op.DEVICE, "", 0o60640, (7, 300), (5, 6), "devices[0]"),
+    )
+
+
+def test_without_a_dev_of_ours_there_is_nothing_of_it() -> None:
+    lines = plan(Config("/srv/root", setup_dev=False), LEASED)
+    assert [line for line in lines if "/dev" in line and "devices" not in line] == []
 
 
 def test_the_hostname_is_in_etc_hosts() -> None:
