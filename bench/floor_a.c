@@ -3,7 +3,8 @@
  * floor_a: the default container, written directly in C. The figure that the
  * library is compared with ("floor").
  *
- *     floor_a [--map-base N] [--repeat N | --serve] ROOT CMD [ARG...]
+ *     floor_a [--map-base N] [--mask PATH]... [--read-only PATH]... [--filter FILE]
+ *             [--repeat N | --serve] ROOT CMD [ARG...]
  *
  * Run as root. Does what container.run([CMD, ARG...], root=ROOT) does and ends
  * in the same state; tests/system/test_floor.py compares the two. ROOT needs
@@ -12,6 +13,9 @@
  * its step and errno.
  *
  * --map-base N   first of the 65536 host ids that become ids 0..65535
+ * --mask PATH    below /proc or /sys: shows as empty. With these three it is
+ * --read-only P  "floor_b", the floor of what the library does by default.
+ * --filter FILE  the seccomp filter, struct sock_filter[]
  * --repeat N     start N containers in turn, print the microseconds of each
  * --serve        start one container for each byte on standard input, likewise
  *
@@ -41,7 +45,9 @@
 #include <limits.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <linux/filter.h>
 #include <linux/keyctl.h>
+#include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
@@ -68,6 +74,7 @@ enum {
     EXIT_FLOOR = 125,
     ID_COUNT = 65536,
     CHILD_STACK_SIZE = 256 * 1024,
+    MOST_PATHS = 64,
 };
 
 static const int namespace_flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET |
@@ -121,6 +128,10 @@ struct request {
     const char *root;
     char **argv;
     unsigned long map_base;
+    const char *masked[MOST_PATHS];
+    const char *read_only[MOST_PATHS];
+    size_t masked_count, read_only_count;
+    struct sock_fprog filter;
 };
 
 struct child_start {
@@ -234,6 +245,41 @@ static void make_links(void)
         check(link_rows[i].path, symlink(link_rows[i].target, link_rows[i].path));
 }
 
+/* As runc did for years: a file is covered by the host's /dev/null, a directory by an empty tmpfs.
+ * What is not there is left out. */
+static void mask_paths(const struct request *request)
+{
+    for (size_t i = 0; i < request->masked_count; i++) {
+        const char *path = request->masked[i] + 1;
+        int failed = mount("/dev/null", path, NULL, MS_BIND, NULL);
+
+        if (failed && errno == ENOTDIR)
+            failed = mount("none", path, "tmpfs", MS_RDONLY, NULL);
+        if (failed && errno != ENOENT)
+            fail(path);
+    }
+}
+
+static void make_paths_read_only(const struct request *request)
+{
+    const unsigned long kept = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+    for (size_t i = 0; i < request->read_only_count; i++) {
+        const char *path = request->read_only[i] + 1;
+
+        if (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0)
+            check(path, mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | kept, NULL));
+        else if (errno != ENOENT)
+            fail(path);
+    }
+}
+
+static void load_filter(const struct request *request)
+{
+    if (request->filter.len > 0)
+        check("seccomp", syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &request->filter));
+}
+
 static void pivot_to_root_tree(void)
 {
     /* Puts the old root on top of the new one, from where it is detached. */
@@ -274,10 +320,13 @@ static int run_child(void *argument)
     mount_file_systems();
     bind_devices();
     make_links();
+    mask_paths(start->request);
+    make_paths_read_only(start->request);
     pivot_to_root_tree();
     drop_capabilities();
     check("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     check("close_range", close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC));
+    load_filter(start->request);
     execve(start->request->argv[0], start->request->argv, container_environment);
     fail("execve");
 }
@@ -398,7 +447,8 @@ static int serve(const struct request *request)
 static _Noreturn void exit_with_usage(void)
 {
     dprintf(STDERR_FILENO,
-            "usage: floor_a [--map-base N] [--repeat N | --serve] ROOT CMD [ARG...]\n");
+            "usage: floor_a [--map-base N] [--mask PATH]... [--read-only PATH]...\n"
+            "               [--filter FILE] [--repeat N | --serve] ROOT CMD [ARG...]\n");
     exit(EXIT_FLOOR);
 }
 
@@ -410,6 +460,24 @@ static unsigned long parse_number(const char *text)
     if (*text < '0' || *text > '9' || *end != '\0' || number > UINT32_MAX)
         exit_with_usage();
     return number;
+}
+
+static void add_path(const char **paths, size_t *count, const char *path)
+{
+    if (*count == MOST_PATHS || path[0] != '/')
+        exit_with_usage();
+    paths[(*count)++] = path;
+}
+
+static void read_filter(struct sock_fprog *filter, const char *path)
+{
+    static struct sock_filter instructions[BPF_MAXINSNS];
+    int fd = (int)check(path, open(path, O_RDONLY | O_CLOEXEC));
+    ssize_t size = check(path, read(fd, instructions, sizeof(instructions)));
+
+    close(fd);
+    filter->filter = instructions;
+    filter->len = (unsigned short)((size_t)size / sizeof(instructions[0]));
 }
 
 int main(int argc, char **argv)
@@ -426,6 +494,12 @@ int main(int argc, char **argv)
             count = parse_number(argv[++next]);
         else if (strcmp(argv[next], "--map-base") == 0 && next + 1 < argc)
             request.map_base = parse_number(argv[++next]);
+        else if (strcmp(argv[next], "--mask") == 0 && next + 1 < argc)
+            add_path(request.masked, &request.masked_count, argv[++next]);
+        else if (strcmp(argv[next], "--read-only") == 0 && next + 1 < argc)
+            add_path(request.read_only, &request.read_only_count, argv[++next]);
+        else if (strcmp(argv[next], "--filter") == 0 && next + 1 < argc)
+            read_filter(&request.filter, argv[++next]);
         else
             exit_with_usage();
     }

@@ -45,10 +45,12 @@ ENVIRONMENT = {
 }
 LIBRARY = "container.run"
 LIBRARY_COLD = "container.run, nothing made ahead"
+LIBRARY_BARE = "container.run, as floor_a"
 COUNTED_STARTS = 20  # of the count of system calls: some of the work is done between them
 LAUNCHER_NAME = "container-launcher"[:15]  # as the kernel cuts it
 FLOOR = "floor_a, resident"
-EXPECTED = {LIBRARY: "<= 1.5"}
+FLOOR_B = "floor_b, resident"
+EXPECTED = {LIBRARY: "floor B: <= 1.2", LIBRARY_BARE: "floor: <= 1.5"}
 
 
 class CompetitorError(Exception):
@@ -149,15 +151,18 @@ def fill_memory(size: int) -> mmap.mmap | None:
     return memory
 
 
-def library_starter(root: Path) -> Callable[[], None]:
+def library_starter(root: Path, *, bare: bool = False) -> Callable[[], None]:
+    """With every default, or ``bare``: without what floor_a does not do either."""
     try:
         module = importlib.import_module("container")
         run = module.run
     except (ImportError, AttributeError) as error:
         raise CompetitorError(f"absent ({error})") from error
 
+    config = module.Config(seccomp=None, masked_paths=(), readonly_paths=()) if bare else None
+
     def start() -> None:
-        result = run([PAYLOAD], root=root)
+        result = run([PAYLOAD], root=root, config=config)
         if result.returncode != 0:
             raise CompetitorError(f"{PAYLOAD} ended with {result.returncode}")
 
@@ -197,6 +202,7 @@ def starters(directory: Path) -> dict[str, Callable[[], Callable[[], None]]]:
     root = directory / "root"
     return {
         LIBRARY: lambda: library_starter(root),
+        LIBRARY_BARE: lambda: library_starter(root, bare=True),
         LIBRARY_COLD: lambda: cold_library_starter(root),
         "bwrap": lambda: program_starter(bwrap_command(root)),
         "crun": lambda: program_starter(crun_command(directory)),
@@ -273,6 +279,21 @@ def resident(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             process.stdin.close()
 
 
+def floor_b_options(directory: Path) -> list[str]:
+    """What makes a floor_b of floor_a: the library's lists of paths, and its default profile as
+    libseccomp compiles it, with the tree that runc asks it for.
+    """
+    try:
+        filters = importlib.import_module("seccomp").make_filters()
+        walls = importlib.import_module("container._walls")
+    except (ImportError, OSError) as error:
+        raise CompetitorError(f"absent ({error})") from error
+    (directory / "filter").write_bytes(filters["libseccomp's tree"])
+    options = [word for path in walls.MASKED_PATHS for word in ("--mask", path)]
+    options += [word for path in walls.READONLY_PATHS for word in ("--read-only", path)]
+    return [*options, "--filter", str(directory / "filter")]
+
+
 def make_competitors(stack: ExitStack, directory: Path, callers_mib: list[int]) -> list[Competitor]:
     root = directory / "root"
     floor = str(compile_program("floor_a.c", directory / "floor_a"))
@@ -287,6 +308,13 @@ def make_competitors(stack: ExitStack, directory: Path, callers_mib: list[int]) 
         native("floor_a, spawned", [timer, floor, *map_base, str(root), PAYLOAD]),
         native("no container: true, spawned", [timer, str(root / PAYLOAD.lstrip("/"))]),
     ]
+    try:
+        defaults = floor_b_options(directory)
+    except CompetitorError as error:
+        print(f"{FLOOR_B}: {error}", file=sys.stderr)
+    else:
+        command = [floor, *map_base, *defaults, "--serve", str(root), PAYLOAD]
+        competitors.insert(1, native(FLOOR_B, command))
     for mib in callers_mib:
         command = [sys.executable, str(Path(__file__).resolve())]
         command += ["--caller", str(directory), "--caller-mib", str(mib)]
@@ -384,6 +412,7 @@ class Figures:
     p10: float
     p99: float
     ratio: float
+    ratio_b: float | None  # to floor B, where there is one
 
 
 @dataclass(frozen=True)
@@ -404,6 +433,8 @@ def make_rows(competitors: list[Competitor]) -> list[Row]:
     if floor.absent is not None:
         raise SystemExit(f"no floor, no ratios: {floor.absent}")
     unit = statistics.median(floor.samples)
+    samples_b = next((one.samples for one in competitors if one.name == FLOOR_B), [])
+    unit_b = statistics.median(samples_b) if samples_b else None
     rows = []
     for one in competitors:
         figures = None
@@ -411,7 +442,8 @@ def make_rows(competitors: list[Competitor]) -> list[Row]:
             ordered = sorted(one.samples)
             median = statistics.median(ordered)
             p10, p99 = percentile(ordered, 10), percentile(ordered, 99)
-            figures = Figures(median, p10, p99, median / unit)
+            ratio_b = median / unit_b if unit_b else None
+            figures = Figures(median, p10, p99, median / unit, ratio_b)
         rows.append(Row(one.name, one.caller, figures, one.absent))
     return rows
 
@@ -420,16 +452,18 @@ def table_line(row: Row) -> str:
     expected = EXPECTED.get(row.name, "")
     begin = f"| {row.name} | {row.caller} |"
     if row.figures is None:
-        return f"{begin} {row.absent} | | | | {expected} |"
+        return f"{begin} {row.absent} | | | | | {expected} |"
     us = row.figures
-    return f"{begin} {us.median:.0f} | {us.p10:.0f} | {us.p99:.0f} | {us.ratio:.2f} | {expected} |"
+    ratio_b = "" if us.ratio_b is None else f"{us.ratio_b:.2f}"
+    figures = f"{us.median:.0f} | {us.p10:.0f} | {us.p99:.0f} | {us.ratio:.2f} | {ratio_b}"
+    return f"{begin} {figures} | {expected} |"
 
 
 def print_report(rows: list[Row], counts: dict[str, int | str], rounds: int) -> None:
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     print(f"{rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, load {load}\n")
-    print("| what | caller | median µs | p10 | p99 | x floor | expected |")
-    print("|---|---|---|---|---|---|---|")
+    print("| what | caller | median µs | p10 | p99 | x floor | x floor B | expected |")
+    print("|---|---|---|---|---|---|---|---|")
     for row in rows:
         print(table_line(row))
     print("\nSystem calls of one start, payload included:")

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filters.libseccomp import Libseccomp
 
 import container
-from container import Config
+from container import Config, SeccompProfile, default_capabilities
+from container._seccomp._compiler import rules_for
+from container._seccomp._tables import ARCHITECTURES
+from container._walls import MASKED_PATHS, READONLY_PATHS
 
 pytestmark = pytest.mark.needs("root", "gcc", "busybox", "idmap")
 
@@ -204,6 +208,32 @@ def test_floor_has_the_rights_of_the_default_container(floor_state: State) -> No
 def test_floor_shares_no_namespace_but_time_with_the_host(floor_state: State) -> None:
     shared = {line.split(" ")[0] for line in floor_state["namespaces"] if line.endswith("shared")}
     assert shared == {"time", "time_for_children"}
+
+
+COVERED = """
+grep Seccomp: /proc/self/status
+for path in /proc/keys /proc/timer_list; do wc -c <$path; done
+(echo x >/proc/sys/kernel/domainname) 2>&1 | grep -o 'Read-only file system'
+"""
+
+
+@pytest.mark.needs("libseccomp", "x86_64")
+def test_floor_b_covers_and_filters_what_the_library_does_by_default(
+    floor: Path, rootdir: Path, tmp_path: Path
+) -> None:
+    profile = SeccompProfile.default()
+    native = ARCHITECTURES["SCMP_ARCH_X86_64"]
+    found = rules_for(profile, native, default_capabilities(), (6, 1))
+    rules = [rule for _, rule in found]
+    (tmp_path / "filter").write_bytes(Libseccomp().compile(profile, rules, [native.oci]))
+    options = [word for path in MASKED_PATHS for word in ("--mask", path)]
+    options += [word for path in READONLY_PATHS for word in ("--read-only", path)]
+    options += ["--filter", str(tmp_path / "filter")]
+    command = [str(floor), *options, str(rootdir), "/bin/sh", "-c", COVERED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "Seccomp:\t2\n0\n0\nRead-only file system\n"
+    result = container.run(["/bin/sh", "-c", COVERED], root=rootdir, text=True)
+    assert result.stdout == done.stdout
 
 
 def mount(*args: str) -> None:
