@@ -18,18 +18,21 @@ void close_fds(int *fds, uint32_t count)
     }
 }
 
-/* The kernel writes the control data: its lengths can be believed. */
+/* The kernel writes the control data; a length that cannot be its ends it all the same. */
 static void read_control(const uint8_t *control, size_t size, struct message *message)
 {
     size_t at = 0;
     while (at + sizeof(struct cmsghdr) <= size) {
         const struct cmsghdr *header = (const struct cmsghdr *)(control + at);
         size_t length = header->length - sizeof *header;
+        if (header->length < sizeof *header || header->length > size - at)
+            return;
         if (header->level == SOL_SOCKET && header->type == SCM_RIGHTS &&
             length <= sizeof message->fds) {
             message->fd_count = (uint32_t)(length / sizeof(int));
             memcpy(message->fds, header + 1, message->fd_count * sizeof(int));
-        } else if (header->level == SOL_SOCKET && header->type == SCM_CREDENTIALS) {
+        } else if (header->level == SOL_SOCKET && header->type == SCM_CREDENTIALS &&
+                   length >= sizeof(struct ucred)) {
             message->sender = ((const struct ucred *)(header + 1))->pid;
         }
         at += ALIGNED(header->length);

@@ -80,7 +80,7 @@ static int base_fits(const struct row *rows, uint32_t index, uint32_t root)
 {
     uint32_t base = rows[index].base;
     if (index == 0 || index == root)
-        return makes_mount(rows[index].op);
+        return base == 0 && makes_mount(rows[index].op);
     return base < index && makes_mount(rows[base].op) && (index < root || base >= root);
 }
 
@@ -145,8 +145,6 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
     if (size < sizeof *start || start->size != size || !has_end(bytes, size))
         return -EINVAL;
     if (!flags_fit(start->clone_flags) || !can_be_answered(start->flags))
-        return -EINVAL;
-    if (start->flags & START_GATE && start->flags & START_QUIET) /* it would wait unheard */
         return -EINVAL;
     if (start->source_count > MAX_SOURCES || start->args.count == 0 || start->programs.count == 0)
         return -EINVAL;

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Valid inputs of harness.c to begin from: whatever the library sends, and what the kernel writes.
+
+python tests/fuzz/seeds.py DIRECTORY    writes them there, a file each
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from container import Capabilities, Config, Device, IDMapping, Mount, Namespaces, Process, Rlimit
+from container._launcher import Source, StartFlag, encode_start
+from container._native import ffi, lib
+from container._plan import make_plan
+
+START, LEASE, MESSAGE, RIGHTS = (bytes([part]) for part in range(4))
+
+CONFIGS = (
+    Config(),
+    Config("/srv", nested=True),
+    Config("/srv", masked_paths=(), readonly_paths=()),
+    Config("/srv", Namespaces(user=False, net=False), devices=[Device("/dev/x", "c", 1, 3)]),
+    Config(
+        mounts=[Mount.tmpfs("/a", size="1M"), Mount.bind("/usr", "/b", read_only=True)],
+        sysctl={"net.ipv4.ip_forward": "1"},
+        capabilities=Capabilities.all(),
+        domainname="x",
+        proc_options="hidepid=2",
+    ),
+)
+PROCESSES = (
+    Process(["true"]),
+    Process(["/bin/sh", "-c", "x" * 100], env={"A": "b"}, rlimits=[Rlimit("NOFILE", 1, 2)]),
+)
+
+
+def starts() -> Iterator[bytes]:
+    mappings = (IDMapping(0, 65536, 65536),)
+    for config in CONFIGS:
+        for process in PROCESSES:
+            plan = make_plan(config, process, StartFlag.QUIET)
+            for by_fd in (False, True):
+                sources = [Source(0, 1, 2, True) if row.opened else None for row in plan.rows]
+                yield START + encode_start(plan.request, (mappings, mappings), sources, by_fd=by_fd)
+
+
+def leases() -> Iterator[bytes]:
+    path = b"/run/container/ids.lock\0"
+    size = ffi.sizeof("struct lease")
+    fields = (lib.REQUEST_LEASE, size + len(path), size, 8, 100, 9)
+    yield LEASE + bytes(ffi.buffer(ffi.new("struct lease *", fields))) + path
+
+
+def messages() -> Iterator[bytes]:
+    """Control data: cmsg(3) with fds, with credentials."""
+    for count in (0, 1, 4, 253):
+        fds = struct.pack(f"QII{count}i", 16 + 4 * count, 1, 1, *range(count))
+        fds += bytes(-len(fds) % 8)
+        credentials = struct.pack("QIIiII", 28, 1, 2, 7, 0, 0) + bytes(4)
+        yield from (MESSAGE + fds, MESSAGE + fds + credentials, MESSAGE + credentials + fds)
+
+
+def rights() -> Iterator[bytes]:
+    yield RIGHTS + Path("/proc/self/status").read_bytes()
+    yield RIGHTS + b"Name:\tx\nUid:\t0\t0\t0\t0\nGroups:\t0 \nCapInh:\t0\nSeccomp:\t0\n\n\nUid"
+
+
+def seeds() -> list[bytes]:
+    return [*starts(), *leases(), *messages(), *rights()]
+
+
+if __name__ == "__main__":
+    for number, seed in enumerate(seeds()):
+        Path(sys.argv[1], f"seed-{number}").write_bytes(seed)
