@@ -276,6 +276,12 @@ def _proc_options(value: str, field: str) -> str:
     return value
 
 
+def _label(value: str, field: str) -> str:
+    if not _text(value, field) or not value.isprintable():
+        _fail(field, f"must be some printable text: {_show(value)}")
+    return value
+
+
 _bool = _instance(bool)
 _id = _int(0, _MAX_ID)
 
@@ -838,6 +844,8 @@ class Config(_Checked):
     ``sysctl`` are values for the container's own namespaces: ``net.*``, ``fs.mqueue.*`` and the
     IPC ones of ``kernel.*``. ``proc_options`` are ``"hidepid=invisible"`` and ``"subset=pid"``,
     with a comma between, for its ``/proc``, proc(5). ``domainname`` is the NIS domain, uname(2).
+    ``apparmor_profile`` (one that is loaded) and ``selinux_label`` are those of the program, from
+    its execve on; `UnsupportedError` where the kernel runs without that module.
     """
 
     root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
@@ -861,6 +869,8 @@ class Config(_Checked):
     sysctl: Annotated[Mapping[str, str], _sysctl] = _NO_NAMES
     proc_options: Annotated[str | None, _optional(_proc_options)] = None
     domainname: Annotated[str | None, _optional(_hostname)] = None
+    apparmor_profile: Annotated[str | None, _optional(_label)] = None
+    selinux_label: Annotated[str | None, _optional(_label)] = None
     read_only_root: Annotated[bool, _bool] = False
 
     def __post_init__(self) -> None:

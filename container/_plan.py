@@ -25,6 +25,7 @@ from container._config import (
 )
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._labels import require_labels
 from container._launcher import (
     MAX_ROWS,
     MAX_SOURCES,
@@ -226,6 +227,7 @@ def _lay_foundation(
     ):
         if wanted:
             flags |= flag
+    require_labels(config)
     nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
     around = Surroundings(identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()))
     stage = [_absolute(row, cwd) for row in plan_stage(config, around)]

@@ -66,6 +66,21 @@ def proc_writes(config: Config, *, locked: bool) -> Iterator[ProcWrite]:
     for name, value in config.sysctl.items():
         path = "/".join(("sys", *sysctl_path(name)))
         yield ProcWrite(path, value, f"sysctl {name!r}", f"sysctl[{name!r}]")
+    # What the process becomes by its execve; whatever happens until then happens without.
+    if config.apparmor_profile is not None:
+        yield ProcWrite(
+            "thread-self/attr/apparmor/exec",
+            f"exec {config.apparmor_profile}",
+            f"AppArmor profile {config.apparmor_profile!r}",
+            "apparmor_profile",
+        )
+    if config.selinux_label is not None:
+        yield ProcWrite(
+            "thread-self/attr/exec",
+            config.selinux_label,
+            f"SELinux label {config.selinux_label!r}",
+            "selinux_label",
+        )
     if config.namespaces.user and not config.nested:
         yield ProcWrite(
             "sys/user/max_user_namespaces",

@@ -14,7 +14,17 @@ import pytest
 from system.helpers import attempt, host_mounts, lines, mounts_inside, shell, tree
 
 import container
-from container import PIPE, Capabilities, Config, Container, LaunchError, Mount, Namespaces, Process
+from container import (
+    PIPE,
+    Capabilities,
+    Config,
+    Container,
+    LaunchError,
+    Mount,
+    Namespaces,
+    Process,
+    UnsupportedError,
+)
 from container._walls import MASKED_PATHS, READONLY_PATHS
 
 pytestmark = pytest.mark.needs("userns")
@@ -227,6 +237,38 @@ def test_the_domain_name_is_set_and_the_hosts_stays() -> None:
     assert shell(f"cat {path}", config=Config(domainname="example.org")) == "example.org\n"
     assert Path(path).read_text() == before
     assert shell(f"cat {path}") == before
+
+
+# Labels -------------------------------------------------------------------------------------------
+
+
+def lacks(module: str) -> bool:
+    names = {"apparmor": "/sys/module/apparmor/parameters/enabled", "selinux": "/sys/fs/selinux"}
+    path = Path(names[module])
+    return not path.exists() or (path.is_file() and path.read_text() != "Y\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "field"), [("apparmor", "apparmor_profile"), ("selinux", "selinux_label")]
+)
+def test_a_label_that_the_kernel_cannot_give_is_refused(module: str, field: str) -> None:
+    if not lacks(module):
+        pytest.skip(f"this kernel has {module}")
+    options: dict[str, Any] = {field: "some"}
+    with pytest.raises(UnsupportedError) as caught:
+        container.run(["true"], config=Config(**options))
+    assert caught.value.field == field
+
+
+def test_a_profile_of_apparmor_is_that_of_the_program() -> None:
+    if lacks("apparmor"):
+        pytest.skip("this kernel has no AppArmor")
+    config = Config(apparmor_profile="unconfined", proc_options="subset=pid")
+    assert lines("cat /proc/self/attr/apparmor/current", config=config) == ["unconfined"]
+    with pytest.raises(LaunchError) as caught:
+        container.run(["true"], config=Config(apparmor_profile="no-such-profile"))
+    assert (caught.value.step, caught.value.errno) == ("filesystem", errno.ENOENT)
+    assert "no-such-profile" in caught.value.detail
 
 
 # /proc --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from container import Config, ConfigError, Namespaces
 from container._config import sysctl_path
-from container._walls import MASKED_PATHS, READONLY_PATHS, masked_paths, readonly_paths
+from container._walls import MASKED_PATHS, READONLY_PATHS, masked_paths, proc_writes, readonly_paths
 
 
 def field_of(**options: Any) -> str:
@@ -98,6 +98,22 @@ def test_a_domain_name_needs_a_uts_namespace() -> None:
     assert field_of(domainname="a b") == "domainname"
     shared = Namespaces(uts=False)
     assert field_of(domainname="x", namespaces=shared) == "domainname"
+
+
+@pytest.mark.parametrize("field", ["apparmor_profile", "selinux_label"])
+@pytest.mark.parametrize("value", ["", "a\nb", "a\0b", 5])
+def test_a_label_is_some_text(field: str, value: Any) -> None:
+    assert field_of(**{field: value}) == field
+    options: dict[str, Any] = {field: "a:b_c-d//e s0"}
+    assert getattr(Config(**options), field) == options[field]
+
+
+def test_labels_are_for_the_next_execve_of_the_thread_itself() -> None:
+    config = Config(apparmor_profile="a", selinux_label="u:r:t:s0", nested=True)
+    assert [(each.path, each.value) for each in proc_writes(config, locked=False)] == [
+        ("thread-self/attr/apparmor/exec", "exec a"),
+        ("thread-self/attr/exec", "u:r:t:s0"),
+    ]
 
 
 def test_a_config_with_walls_round_trips() -> None:
