@@ -23,6 +23,7 @@ from system.helpers import (
     lines,
     mounts_inside,
     namespaces_of,
+    parse_status,
     python,
     shell,
     status_inside,
@@ -38,6 +39,7 @@ from container import (
     HostRoot,
     LaunchError,
     Mount,
+    Namespaces,
     Process,
     Rlimit,
     StateError,
@@ -433,6 +435,39 @@ def test_ambient_capabilities_may_be_asked_for() -> None:
     options = {"user": 1000} if os.geteuid() == 0 else {}
     sets = capability_sets(Config(capabilities=capabilities), **options)
     assert sets == dict.fromkeys(sets, f"{1 << 13 | 1:016x}")
+
+
+def sets_from_outside(config: Config, user: str | None) -> dict[str, str]:
+    """The five sets of a program that just waits, in the host's /proc."""
+    with Container(config) as box:
+        box.run(Process(["sleep", "1000"], user=user))
+        status = parse_status(Path(f"/proc/{box.pid}/status").read_text())
+        return {name: status[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+
+
+@pytest.mark.parametrize("user", [None, "1000:1000"])
+@pytest.mark.parametrize("bare", [False, True])
+def test_capabilities_are_as_asked_seen_from_outside(user: str | None, bare: bool) -> None:
+    if os.geteuid() != 0 and (user or bare):
+        pytest.skip("needs root")
+    namespaces = Namespaces(user=not bare)
+    mask, none = f"{1 << 13 | 1:016x}", NO_CAPABILITIES
+    rights = ("NET_RAW", "CHOWN")
+    default = Config(namespaces=namespaces)
+    explicit = Config(namespaces=namespaces, capabilities=Capabilities(rights, rights, rights))
+    inherited = Config(
+        namespaces=namespaces, capabilities=Capabilities(rights, rights, rights, rights)
+    )
+    ambient = Config(namespaces=namespaces, capabilities=Capabilities(*[rights] * 5))
+    held = DOCKER_CAPABILITIES if user is None else none
+    assert sets_from_outside(default, user) == {
+        **{"Inh": none, "Amb": none, "Bnd": DOCKER_CAPABILITIES, "Prm": held, "Eff": held}
+    }
+    held = mask if user is None else none
+    without = {"Inh": none, "Amb": none, "Bnd": mask, "Prm": held, "Eff": held}
+    assert sets_from_outside(explicit, user) == without
+    assert sets_from_outside(inherited, user) == without | {"Inh": mask}
+    assert sets_from_outside(ambient, user) == dict.fromkeys(without, mask)
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -44,6 +44,8 @@ class AsUser(Protocol):
     def __call__(self, program: Any, **options: Any) -> subprocess.CompletedProcess[str]: ...
 
 
+STARTS = 150
+
 # Not to be looked into ----------------------------------------------------------------------------
 
 
@@ -128,6 +130,28 @@ def test_its_program_cannot_be_written_even_when_it_does_not_run_any_more() -> N
             os.close(again)
     finally:
         os.close(program)
+
+
+@pytest.mark.needs("root", "busybox")
+def test_a_program_that_makes_the_launcher_its_interpreter_gets_nothing_of_it(
+    fresh_root: Path,
+) -> None:
+    # CVE-2019-5736: at the moment of execve /proc/self/exe is what the child was cloned from.
+    script = fresh_root / "bin/evil"
+    script.write_text("#!/proc/self/exe\n")
+    script.chmod(0o755)
+    (fresh_root / "bin/evil-link").symlink_to("/proc/self/exe")
+
+    def image() -> tuple[int, bytes]:
+        return launcher_pid(), Path(f"/proc/{launcher_pid()}/exe").read_bytes()
+
+    container.run(["true"])
+    before = image()
+    for _ in range(STARTS):
+        for name in ("evil", "evil-link"):
+            # It runs, finds no caller, and goes.
+            assert container.run([f"/bin/{name}"], root=fresh_root).returncode == 1
+    assert image() == before
 
 
 @pytest.mark.needs("root")
