@@ -429,6 +429,9 @@ _VERBS = {
     Op.MOUNT: "mount",
     Op.MASK: "mask",
     Op.READ_ONLY: "make read-only:",
+    Op.OVERLAY: "mount",
+    Op.HANDLE: "use",
+    Op.ATTRIBUTES: "make",
     Op.WRITE: "set",
 }
 
@@ -456,15 +459,6 @@ _DETAILS = {
     "fds": "cannot lay out the standard streams",
     "seccomp-early": "cannot load the seccomp filter",
     "seccomp": "cannot load the seccomp filter",
-}
-
-
-_VERBS = {
-    Op.BIND: "bind",
-    Op.MOUNT: "mount",
-    Op.OVERLAY: "mount",
-    Op.HANDLE: "use",
-    Op.ATTRIBUTES: "make",
 }
 
 

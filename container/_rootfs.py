@@ -462,7 +462,10 @@ def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
 def _covers(rows: Sequence[Row], config: Config) -> Iterator[Row]:
     """Masks first: what is made read-only is a copy of all that lies there, masks included."""
     places = [
-        f"{place_of(rows, row)}/".lstrip("/") if row.op in MAKES_MOUNT else None for row in rows
+        f"{place_of(rows, row)}/".lstrip("/")
+        if row.op in MAKES_MOUNT and not row.flags & RowFlag.DETACHED
+        else None
+        for row in rows
     ]
     for op, name, paths in (
         (Op.MASK, "masked_paths", masked_paths(config)),

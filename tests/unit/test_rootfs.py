@@ -516,6 +516,7 @@ def test_a_proc_with_pids_only_is_not_the_one_that_is_written_to() -> None:
     lines = plan(config, LEASED)
     assert lines[1].startswith("mount 0:/proc <- proc hidepid 2 subset pid +")
     assert lines[3:5] == ["mount 0:/ <- proc +detached+nosuid+nodev+noexec", limit(3)]
+    assert lines[-COVERS:] == covers(1)
 
 
 # What holds for every list ------------------------------------------------------------------------
