@@ -18,6 +18,7 @@ LAUNCHER_SOURCES = [
         "filesystem",
         "idmap",
         "layers",
+        "landlock",
         "launcher",
         "lease",
         "message",

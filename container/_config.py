@@ -36,6 +36,7 @@ _PATH_MAX = 4096  # include/uapi/linux/limits.h, with the final NUL
 MAX_GROUPS = 65536  # NGROUPS_MAX, include/uapi/linux/limits.h
 _HOST_NAME_MAX = 64
 _MAX_SIGNAL = 64
+_MAX_RULES = 1000
 _MAX_EXTENTS = 340  # lines of a uid_map, user_namespaces(7)
 
 StrPath = str | os.PathLike[str]
@@ -805,6 +806,20 @@ def default_devices() -> tuple[Device, ...]:
     return _DEFAULT_DEVICES
 
 
+@dataclass(frozen=True, slots=True)
+class Landlock(_Checked):
+    """What the program and its children may do with files, beside all that their ids allow.
+
+    Below the paths of ``read``, absolute and inside the container, they may read and execute,
+    below those of ``write`` also change and make files, and elsewhere nothing; landlock(7). Needs
+    Linux 6.2. What only shows that a file exists (stat(2), say) is not restricted, nor is an
+    open file or directory.
+    """
+
+    read: Annotated[Sequence[StrPath], _sequence(_absolute, most=_MAX_RULES)] = ()
+    write: Annotated[Sequence[StrPath], _sequence(_absolute, most=_MAX_RULES)] = ()
+
+
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 
@@ -845,7 +860,8 @@ class Config(_Checked):
     IPC ones of ``kernel.*``. ``proc_options`` are ``"hidepid=invisible"`` and ``"subset=pid"``,
     with a comma between, for its ``/proc``, proc(5). ``domainname`` is the NIS domain, uname(2).
     ``apparmor_profile`` (one that is loaded) and ``selinux_label`` are those of the program, from
-    its execve on; `UnsupportedError` where the kernel runs without that module.
+    its execve on; `UnsupportedError` where the kernel runs without that module. ``landlock``
+    confines it further, by path.
     """
 
     root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
@@ -871,6 +887,7 @@ class Config(_Checked):
     domainname: Annotated[str | None, _optional(_hostname)] = None
     apparmor_profile: Annotated[str | None, _optional(_label)] = None
     selinux_label: Annotated[str | None, _optional(_label)] = None
+    landlock: Annotated[Landlock | None, _optional(_instance(Landlock))] = None
     read_only_root: Annotated[bool, _bool] = False
 
     def __post_init__(self) -> None:
@@ -888,6 +905,8 @@ class Config(_Checked):
             if not getattr(self.namespaces, str(kind)):
                 _fail(f"sysctl[{name!r}]", f"needs namespaces.{kind}: it would be the host's")
         _unique(self.mounts, "target", "mounts")
+        if self.landlock is not None and not self.no_new_privileges:
+            _fail("landlock", "needs no_new_privileges")
         _unique(self.devices, "path", "devices")
         if not self.setup_dev and set(self.devices) - set(_DEFAULT_DEVICES):
             _fail("devices", "needs setup_dev: there is no /dev of our own to make them in")
@@ -1150,5 +1169,5 @@ class Result:
             raise CommandError(self)
 
 
-publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Config)
+publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
 publish(default_devices, Rlimit, Process, SignalConfig, State, ContainerState, Usage, Result)

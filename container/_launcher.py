@@ -110,6 +110,8 @@ class Base:
     ambient: int
     filter: bytes = b""  # struct sock_filter[]
     filter_flags: int = 0
+    rules: Sequence[tuple[str, int]] = ()  # of Landlock: path, LANDLOCK_ACCESS_FS_*
+    handled_access: int = 0
 
 
 @dataclass(slots=True)
@@ -235,7 +237,8 @@ def encode_start(
     table = base.table.encode(sources, by_fd=by_fd)
     limits_at = _START_SIZE + len(table)
     filter_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
-    vectors_at = filter_at + len(base.filter)
+    rules_at = filter_at + len(base.filter)
+    vectors_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
     numbers_at = vectors_at + 8 * (len(request.args) + len(request.env) + 2)
     blob = _Blob(numbers_at + 4 * (len(request.programs) + len(request.groups)))
     args = [blob.string(text) for text in request.args]
@@ -251,6 +254,9 @@ def encode_start(
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
     hostname, domainname = blob.string(base.hostname), blob.string(base.domainname)
     cwd = blob.string(request.cwd)
+    rules = ffi.new(
+        "struct rule[]", [(blob.string(path), 0, access) for path, access in base.rules]
+    )
     blob.add(b"\0")
     if blob.offset > lib.MAX_REQUEST:
         raise launch_error("request", errno.E2BIG, "arguments and environment are too large")
@@ -270,6 +276,7 @@ def encode_start(
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
             *(source_count, base.table.root, base.filter_flags, pipes, *owner),
+            *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
         ),
     )
@@ -280,6 +287,7 @@ def encode_start(
             table,
             bytes(ffi.buffer(limits)),
             base.filter,
+            bytes(ffi.buffer(rules)),
             array("Q", (*args, 0, *env, 0)).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,

@@ -7,7 +7,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from errno import E2BIG, EDQUOT, EINVAL, ENOEXEC, ENOSPC, EPERM, ESTALE
+from errno import E2BIG, EDQUOT, EINVAL, ENOEXEC, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE
 from functools import lru_cache
 from typing import Self, cast
 
@@ -26,6 +26,7 @@ from container._config import (
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._labels import require_labels
+from container._landlock import ALL_ACCESS, landlock_rules
 from container._launcher import (
     MAX_ROWS,
     MAX_SOURCES,
@@ -253,6 +254,8 @@ def _lay_foundation(
         ambient=to_mask(capabilities.ambient),
         filter=seccomp.program,
         filter_flags=seccomp.flags,
+        rules=landlock_rules(config),
+        handled_access=ALL_ACCESS if config.landlock is not None else 0,
     )
     return _Foundation(base, identity)
 
@@ -455,6 +458,7 @@ _DETAILS = {
     "gate": "the container ended before it was started",
     "bounding": "cannot drop capabilities from the bounding set",
     "capabilities": "cannot set the capabilities",
+    "landlock": "cannot confine it by Landlock",
     "no-new-privs": "cannot set no_new_privs",
     "fds": "cannot lay out the standard streams",
     "seccomp-early": "cannot load the seccomp filter",
@@ -480,6 +484,9 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
         detail = f"cannot set resource limit {request.limits[failure.row][0]}"
     elif failure.step == "ids":
         detail = f"cannot become user {request.uid}, group {request.gid}"
+    elif failure.step == "landlock" and 0 <= failure.row < len(request.base.rules):
+        path = request.base.rules[failure.row][0]
+        detail = f"cannot make a rule for {path!r}"
     elif failure.step == "cwd":
         detail, path = f"cannot enter the working directory {request.cwd!r}", request.cwd
     elif failure.step == "exec":
@@ -496,6 +503,8 @@ def _program(failure: Failure, request: StartRequest) -> str:
 
 
 _HINTS = {
+    ("landlock", ENOSYS): "this kernel has no Landlock",
+    ("landlock", EOPNOTSUPP): "Landlock is off, or older than Linux 6.2, which lets files be cut",
     ("exec", ENOEXEC): "made for another architecture, or a script without '#!'",
     ("exec", E2BIG): "arguments and environment are larger than execve(2) takes",
     ("session", EDQUOT): "too many keyrings of this user: kernel.keys.maxkeys (keyrings(7))",

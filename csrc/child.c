@@ -450,6 +450,11 @@ static long execute(struct child *child)
     return execute_any(child, args, env);
 }
 
+static long confine_by_rules(struct child *child)
+{
+    return confine(child->request, child->progress);
+}
+
 static const struct {
     enum step step;
     long (*run)(struct child *child);
@@ -473,6 +478,7 @@ static const struct {
     {STEP_NO_NEW_PRIVS, forbid_new_privileges},
     {STEP_CWD, enter_cwd},
     {STEP_FDS, place_fds},
+    {STEP_LANDLOCK, confine_by_rules},
     {STEP_SECCOMP, filter_last},
     {STEP_EXEC, execute},
 };

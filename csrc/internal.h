@@ -114,6 +114,9 @@ long overlay_row(struct filesystem *fs, const struct row *row);
 long handle_row(struct filesystem *fs, const struct row *row);
 long attributes_row(const struct filesystem *fs, const struct row *row);
 
+/* landlock.c */
+long confine(const struct request *request, struct progress *progress);
+
 /* walls.c: rows that take something away from what is there */
 long mask_row(struct filesystem *fs, const struct row *row);
 long read_only_row(struct filesystem *fs, const struct row *row);

@@ -40,8 +40,9 @@ enum step {
     STEP_CAPABILITIES,
     STEP_NO_NEW_PRIVS,
     STEP_CWD,
-    STEP_FDS,     /* stdio in place, everything else close-on-exec; signals unblocked */
-    STEP_SECCOMP, /* the filter, with no_new_privs: nothing but execve is made under it */
+    STEP_FDS,      /* stdio in place, everything else close-on-exec; signals unblocked */
+    STEP_LANDLOCK, /* the rules (row) */
+    STEP_SECCOMP,  /* the filter, with no_new_privs: nothing but execve is made under it */
     STEP_EXEC,
     STEP_COUNT
 };
@@ -146,6 +147,13 @@ struct limit {
     uint64_t hard;
 };
 
+/* Landlock: what may be done at or below a path of the container, LANDLOCK_ACCESS_FS_*. */
+struct rule {
+    uint32_t path; /* string */
+    uint32_t unused;
+    uint64_t access;
+};
+
 /* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, sources... */
 struct start {
     uint32_t op;
@@ -174,6 +182,8 @@ struct start {
     uint32_t pipes;        /* bit N: fd N was made for the process, which shall own it */
     uint32_t pipe_uid;     /* its owner: of the host, with START_LEASE of the container */
     uint32_t pipe_gid;
+    struct span rules;       /* struct rule */
+    uint64_t handled_access; /* of Landlock; 0: none of it */
     uint64_t bounding;
     uint64_t effective;
     uint64_t permitted;

@@ -140,6 +140,17 @@ static int can_be_answered(uint32_t flags)
     return (flags & (START_GATE | START_QUIET)) != (START_GATE | START_QUIET);
 }
 
+static int rules_fit(const uint8_t *bytes, struct span span, size_t size)
+{
+    const struct rule *rules = span_at(bytes, span);
+    if (!span_fits(span, sizeof *rules, 8, size))
+        return 0;
+    for (uint32_t i = 0; i < span.count; i++)
+        if (!string_fits(rules[i].path, size))
+            return 0;
+    return 1;
+}
+
 long check_start(const struct start *start, const uint8_t *bytes, size_t size)
 {
     if (size < sizeof *start || start->size != size || !has_end(bytes, size))
@@ -162,6 +173,8 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!strings_fit(bytes, start->programs, size) || !vector_fits(bytes, start->args, size) ||
         !vector_fits(bytes, start->env, size) || vectors_overlap(start->args, start->env))
+        return -EINVAL;
+    if (!rules_fit(bytes, start->rules, size))
         return -EINVAL;
     return check_rows(start, bytes, size);
 }

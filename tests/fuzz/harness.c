@@ -108,6 +108,8 @@ static void read_start(uint8_t *bytes, size_t size)
     read_span(bytes, copy.groups, sizeof(uint32_t));
     read_span(bytes, copy.rlimits, sizeof(struct limit));
     read_span(bytes, copy.filter, FILTER_SIZE);
+    for (uint32_t i = 0; i < copy.rules.count; i++)
+        read_string(bytes, ((const struct rule *)span_at(bytes, copy.rules))[i].path);
     read_string(bytes, copy.hostname);
     read_string(bytes, copy.domainname);
     read_string(bytes, copy.cwd);

@@ -11,7 +11,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from container import Capabilities, Config, Device, IDMapping, Mount, Namespaces, Process, Rlimit
+from container import (
+    Capabilities,
+    Config,
+    Device,
+    IDMapping,
+    Landlock,
+    Mount,
+    Namespaces,
+    Process,
+    Rlimit,
+)
 from container._launcher import Source, StartFlag, encode_start
 from container._native import ffi, lib
 from container._plan import make_plan
@@ -20,7 +30,7 @@ START, LEASE, MESSAGE, RIGHTS = (bytes([part]) for part in range(4))
 
 CONFIGS = (
     Config(),
-    Config("/srv", nested=True),
+    Config("/srv", nested=True, landlock=Landlock(read=["/"], write=["/tmp", "/dev/null"])),
     Config("/srv", masked_paths=(), readonly_paths=()),
     Config("/srv", Namespaces(user=False, net=False), devices=[Device("/dev/x", "c", 1, 3)]),
     Config(

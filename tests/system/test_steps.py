@@ -64,7 +64,17 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
         *("rights", "request", "lease", "clone", "id-maps", "sources"),
         *("sync", "setup-ids", "session", "network", "handover", "mount-namespace"),
         *("hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits", "seccomp-early"),
-        *("bounding", "ids", "capabilities", "no-new-privs", "cwd", "fds", "seccomp", "exec"),
+        *(
+            "bounding",
+            "ids",
+            "capabilities",
+            "no-new-privs",
+            "cwd",
+            "fds",
+            "landlock",
+            "seccomp",
+            "exec",
+        ),
     ]
     assert list(STEPS) == order
 

@@ -20,7 +20,7 @@ PACKAGE = Path(container.__file__).parent
 WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
-LEAVES = {"_devices", "_ids", "_labels", "_rootfs", "_users", "_walls"}
+LEAVES = {"_devices", "_ids", "_labels", "_landlock", "_rootfs", "_users", "_walls"}
 """Each knows one thing, and none of them another, but for what is taken out of it."""
 
 DOOR = WORDS | LEAVES | {"_launcher"}
