@@ -13,6 +13,8 @@ A need is a word in ``@pytest.mark.needs(...)``:
 ``cgroup2``         the tests can make a cgroup below their own
 ``cgroup2:memory``  ... which has this controller
 ``kernel>=6.1``     the running kernel is at least this one
+``apparmor``        the kernel has AppArmor, switched on
+``landlock``        the kernel has Landlock, of Linux 6.2 or later
 ``libseccomp``      the library can be loaded
 ``x86_64``          the machine is one
 ``gcc``, ...        the program is installed and runs (see `TOOLS`)
@@ -194,6 +196,19 @@ def _probe_kernel(least: str) -> Probe:
     return probe
 
 
+def _probe_apparmor(_directory: str) -> None:
+    switch = Path("/sys/module/apparmor/parameters/enabled")
+    if not switch.exists() or switch.read_text() != "Y\n":
+        raise MissingError("the kernel runs without AppArmor")
+
+
+def _probe_landlock(_directory: str) -> None:
+    create_ruleset, ask_version, wanted = 444, 1, 3
+    version = ctypes.CDLL(None).syscall(create_ruleset, None, 0, ask_version)
+    if version < wanted:
+        raise MissingError(f"landlock_create_ruleset(2) tells version {version}")
+
+
 def _version(text: str) -> tuple[int, ...]:
     found = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
@@ -279,6 +294,8 @@ TOOLS = {
 }
 
 PROBES: dict[str, Probe] = {
+    "apparmor": _probe_apparmor,
+    "landlock": _probe_landlock,
     "libseccomp": _probe_libseccomp,
     "x86_64": _probe_x86_64,
     "root": _probe_root,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 
@@ -13,20 +12,9 @@ from system.helpers import attempt, lines
 import container
 from container import Capabilities, Config, Landlock, LaunchError, Mount
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = pytest.mark.needs("userns", "landlock")
 
 PROGRAMS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/proc")
-
-
-def version() -> int:
-    create_ruleset, ask_version = 444, 1
-    return int(ctypes.CDLL(None).syscall(create_ruleset, None, 0, ask_version))
-
-
-@pytest.fixture(autouse=True)
-def landlock(request: pytest.FixtureRequest) -> None:
-    if version() < 3 and "without" not in request.node.name:
-        pytest.skip("this kernel has no Landlock of Linux 6.2")
 
 
 def there(*paths: str) -> list[str]:
@@ -100,12 +88,3 @@ def test_a_path_that_is_not_there_is_named(path: str, number: int) -> None:
 
 def test_nothing_of_it_stays_open() -> None:
     assert lines("ls /proc/1/fd", config=confined()) == ["0", "1", "2"]
-
-
-def test_without_a_landlock_of_this_kernel_it_is_an_error() -> None:
-    if version() >= 3:
-        assert attempt("true", config=confined()).returncode == 0
-        return
-    with pytest.raises(LaunchError) as caught:
-        container.run(["true"], config=confined())
-    assert caught.value.step == "landlock"
