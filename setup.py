@@ -22,6 +22,7 @@ LAUNCHER_SOURCES = [
         "launcher",
         "lease",
         "message",
+        "names",
         "prepare",
         "proc",
         "request",

@@ -902,8 +902,8 @@ class Config(_Checked):
             _fail("domainname", "needs namespaces.uts: it would become the host's")
         for name in self.sysctl:
             kind = sysctl_namespace(sysctl_path(name))
-            if not getattr(self.namespaces, str(kind)):
-                _fail(f"sysctl[{name!r}]", f"needs namespaces.{kind}: it would be the host's")
+            if getattr(self.namespaces, str(kind)) is not True:
+                _fail(f"sysctl[{name!r}]", f"needs a new namespaces.{kind}: it would be another's")
         _unique(self.mounts, "target", "mounts")
         if self.landlock is not None and not self.no_new_privileges:
             _fail("landlock", "needs no_new_privileges")

@@ -81,7 +81,7 @@ def proc_writes(config: Config, *, locked: bool) -> Iterator[ProcWrite]:
             f"SELinux label {config.selinux_label!r}",
             "selinux_label",
         )
-    if config.namespaces.user and not config.nested:
+    if config.namespaces.user is True and not config.nested:  # not one that is another's too
         yield ProcWrite(
             "sys/user/max_user_namespaces",
             "0",

@@ -32,7 +32,7 @@ static size_t component_end(const char *path, size_t from)
     return from;
 }
 
-static size_t component_start(const char *path, size_t end)
+size_t component_start(const char *path, size_t end)
 {
     while (end > 0 && path[end - 1] != '/')
         end--;
@@ -89,7 +89,7 @@ long refuse_root(const struct filesystem *fs, int target)
     return found.inode == root.inode && found.mount_id == root.mount_id ? -EBUSY : 0;
 }
 
-static char *row_target(struct filesystem *fs, const struct row *row)
+char *row_target(struct filesystem *fs, const struct row *row)
 {
     return (char *)(fs->request->bytes + row->target);
 }
@@ -244,71 +244,6 @@ static long directory_row(struct filesystem *fs, const struct row *row)
         return fd;
     (void)close_fd((int)fd);
     return 0;
-}
-
-/* The directory that a new name goes into, and that name. */
-static long open_parent(struct filesystem *fs, const struct row *row, const char **ret_name)
-{
-    char *path = row_target(fs, row);
-    size_t end = 0, start;
-    long fd;
-    while (path[end] != 0)
-        end++;
-    start = component_start(path, end);
-    *ret_name = path + start;
-    if (start == 0)
-        return fs->mounts[row->base];
-    path[start - 1] = 0;
-    fd = open_below(fs->mounts[row->base], path, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT);
-    path[start - 1] = '/';
-    return fd;
-}
-
-static long write_file(int parent, const char *name, const struct row *row, const uint8_t *data)
-{
-    long fd = sys(__NR_openat, parent, name, O_CREAT | O_EXCL | O_WRONLY | O_NOFOLLOW | O_CLOEXEC,
-                  row->mode);
-    long result = fd;
-    if (fd < 0)
-        return fd;
-    if (row->data.count > 0) {
-        result = sys(__NR_write, fd, data, row->data.count);
-        result = result >= 0 && (size_t)result != row->data.count ? -EIO : result;
-    }
-    (void)close_fd((int)fd);
-    return result < 0 ? result : 0;
-}
-
-/* As the kernel takes it from user space: 12 bits of major in the middle of 20 of minor. */
-static uint32_t device_number(const struct row *row)
-{
-    return (row->device_minor & 0xff) | row->device_major << 8 | (row->device_minor & ~0xffu) << 12;
-}
-
-static long make_node(int parent, const char *name, const struct row *row)
-{
-    long result = sys(__NR_mknodat, parent, name, row->mode, device_number(row));
-    if (result == 0 && (row->uid | row->gid) != 0)
-        result = sys(__NR_fchownat, parent, name, row->uid, row->gid, AT_SYMLINK_NOFOLLOW);
-    return result;
-}
-
-static long name_row(struct filesystem *fs, const struct row *row)
-{
-    const char *name;
-    long result;
-    long parent = open_parent(fs, row, &name);
-    if (parent < 0)
-        return parent;
-    if (row->op == ROW_SYMLINK)
-        result = sys(__NR_symlinkat, string_at(fs->request->bytes, row->source), parent, name);
-    else if (row->op == ROW_DEVICE)
-        result = make_node((int)parent, name, row);
-    else
-        result = write_file((int)parent, name, row, span_at(fs->request->bytes, row->data));
-    if (parent != fs->mounts[row->base])
-        (void)close_fd((int)parent);
-    return result;
 }
 
 static long device_row(struct filesystem *fs, const struct row *row)

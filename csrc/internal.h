@@ -104,6 +104,8 @@ long open_mapped_namespace(const char *maps, uint8_t *stack);
 /* filesystem.c */
 long open_below(int base, const char *path, uint64_t flags, uint64_t resolve);
 long refuse_root(const struct filesystem *fs, int target);
+char *row_target(struct filesystem *fs, const struct row *row);
+size_t component_start(const char *path, size_t end);
 long set_mount(int mount, const struct row *row, struct mount_attr *attr);
 const char *next_string(const char *at);
 long attach_mount(struct filesystem *fs, const struct row *row, int mount);
@@ -113,6 +115,9 @@ long build_filesystem(struct filesystem *fs);
 long overlay_row(struct filesystem *fs, const struct row *row);
 long handle_row(struct filesystem *fs, const struct row *row);
 long attributes_row(const struct filesystem *fs, const struct row *row);
+
+/* names.c */
+long name_row(struct filesystem *fs, const struct row *row);
 
 /* landlock.c */
 long confine(const struct request *request, struct progress *progress);
