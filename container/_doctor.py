@@ -321,14 +321,16 @@ def _mounts() -> list[list[str]]:
 
 
 def _default_container() -> Iterator[Check]:
-    groups = "supplementary groups"
+    groups, seccomp = "supplementary groups", "seccomp"
     try:
         result = run(["cat", "/proc/self/status"], text=True, check=True, timeout=60)
     except (ContainerError, OSError) as error:
         yield Check(_DECISIVE, False, str(error), _container_remedy(error))
+        yield Check(seccomp, False, "not tried: no container runs")
         yield Check(groups, False, "not tried: no container runs")
         return
     yield Check(_DECISIVE, True, f"one on the default root ran in {_milliseconds(result)} ms")
+    yield _seccomp(seccomp, result.stdout)
     yield _groups(groups, result.stdout)
 
 
@@ -347,6 +349,16 @@ def _container_remedy(error: _Failure) -> str | None:
             " --security-opt systempaths=unconfined (Docker), unmask=ALL (podman)"
         )
     return "the first check that failed above, or a sysctl below, tells the cause"
+
+
+def _seccomp(title: str, status: str) -> Check:
+    """``Seccomp_filters:`` counts those around this process, too."""
+    fields = dict(line.partition(":")[::2] for line in status.splitlines())
+    if fields["Seccomp"].strip() != "2":
+        return Check(title, False, "a container runs without a filter", "report this as a bug")
+    outer = int(fields["Seccomp_filters"]) - 1
+    around = f", below {outer} around this process" if outer else ""
+    return Check(title, True, f"a container has a filter of system calls{around}")
 
 
 def _groups(title: str, status: str) -> Check:
