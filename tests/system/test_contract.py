@@ -216,6 +216,25 @@ def test_a_request_of_nothing_but_fds_is_refused(nonsense: Run) -> None:
     assert answers == ["failed request 22"]
 
 
+def test_a_value_is_written_to_a_procfs_and_to_nothing_else(nonsense: Run) -> None:
+    # CVE-2019-16884: a /proc that is none.
+    (answer,) = nonsense(
+        """
+        data = bytearray(valid + b".\\0")
+        start = ffi.from_buffer("struct start *", data)
+        start.size = len(data)
+        size = ffi.sizeof("struct row")
+        for index in range(start.rows.count):
+            at = start.rows.offset + index * size
+            row = ffi.from_buffer("struct row *", memoryview(data)[at : at + size])
+            if row.op == lib.ROW_WRITE:  # what is there, and in that very mount
+                row.base, row.target = start.root, len(valid)
+        tell(verdict(ask(bytes(data))))
+        """
+    )
+    assert answer == "failed filesystem 18"
+
+
 def test_a_request_with_more_behind_it_is_refused(nonsense: Run) -> None:
     (answers,) = nonsense(
         """
