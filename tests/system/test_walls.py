@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system.helpers import attempt, host_mounts, lines, mounts_inside, shell, tree
+from system.helpers import attempt, host_mounts, lines, mounts_inside, shell, status_inside, tree
 
 import container
 from container import (
@@ -355,6 +355,24 @@ def test_without_a_user_namespace_the_hosts_limit_stays() -> None:
     config = Config(namespaces=Namespaces(user=False))
     assert shell(f"cat {path}", config=config) == before
     assert path.read_text() == before
+
+
+# All of it at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", [None, "1000:1000"])
+def test_the_walls_of_a_default_container_as_its_programs_see_them(user: str | None) -> None:
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("an ordinary user's container has a single id")
+    status = status_inside(user=user)
+    assert (status["CapInh"], status["CapAmb"]) == ("0" * 16, "0" * 16)
+    assert status["CapBnd"] == "00000000a80425fb"
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert lines("ls /proc/1/fd", user=user) == ["0", "1", "2"]
+    refused = attempt("unshare -U true || mount -t tmpfs t /tmp", user=user)
+    assert refused.returncode != 0
+    assert "unshare failed: Operation not permitted" in refused.stderr
+    assert "mount: /tmp: " in refused.stderr
 
 
 # What stays as it was -----------------------------------------------------------------------------
