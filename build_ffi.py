@@ -10,7 +10,7 @@ from pathlib import Path
 import cffi
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-HEADERS = ("launcher.h", "spawn.h")
+HEADERS = ("launcher.h", "signals.h", "spawn.h")
 
 
 def declarations(header: str) -> str:
@@ -25,7 +25,7 @@ for _header in HEADERS:
 ffibuilder.set_source(
     "container._native",
     "\n".join(f'#include "{header}"' for header in HEADERS),
-    sources=["csrc/spawn.c"],
+    sources=["csrc/signals.c", "csrc/spawn.c"],
     include_dirs=["csrc"],
     depends=[f"csrc/{path.name}" for path in sorted(CSRC.iterdir())],
     py_limited_api=True,

@@ -15,6 +15,7 @@ LAUNCHER_SOURCES = [
         "blank",
         "child",
         "containers",
+        "exec",
         "filesystem",
         "idmap",
         "layers",

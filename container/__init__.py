@@ -24,6 +24,7 @@ from container._config import (
     Config,
     ContainerState,
     Device,
+    ExecConfig,
     HostRoot,
     IDMapping,
     Landlock,
@@ -69,8 +70,10 @@ from container._seccomp import (
 if TYPE_CHECKING:
     from container._container import Container
     from container._doctor import Check, Report, doctor
+    from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
     from container._oneshot import popen, run
     from container._process import ExecProcess
+    from container._signals import SignalForwarder
 
 __version__ = "0.1.0"
 
@@ -80,7 +83,11 @@ _LAZY = {
     "Container": "_container",
     "ExecProcess": "_process",
     "Report": "_doctor",
+    "SignalForwarder": "_signals",
     "doctor": "_doctor",
+    "exec_in_namespaces": "_exec",
+    "get_namespace_paths": "_exec",
+    "join_network_namespace": "_exec",
     "popen": "_oneshot",
     "run": "_oneshot",
 }
@@ -106,6 +113,7 @@ __all__ = [
     "ContainerTimeoutError",
     "ControllerNotEnabledError",
     "Device",
+    "ExecConfig",
     "ExecProcess",
     "HookError",
     "HostRoot",
@@ -126,6 +134,7 @@ __all__ = [
     "SeccompOperator",
     "SeccompProfile",
     "SignalConfig",
+    "SignalForwarder",
     "State",
     "StateError",
     "SyscallArg",
@@ -137,6 +146,9 @@ __all__ = [
     "default_capabilities",
     "default_devices",
     "doctor",
+    "exec_in_namespaces",
+    "get_namespace_paths",
+    "join_network_namespace",
     "popen",
     "run",
 ]

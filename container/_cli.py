@@ -25,10 +25,21 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from container import __version__
-from container._config import DEVNULL, PIPE, STDOUT, Config, Overlay, Process, parse_duration
+from container._config import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
+    Config,
+    ExecConfig,
+    Overlay,
+    Process,
+    parse_duration,
+)
 from container._container import Container
 from container._errors import ContainerError, LaunchError, UnsupportedError
+from container._exec import exec_in_namespaces
 from container._oneshot import parse_bind
+from container._process import ExecProcess
 
 _TIMED_OUT = 124
 _OWN_ERROR = 125
@@ -37,6 +48,7 @@ _NOT_FOUND = 127
 _SIGNALLED = 128
 
 _OUTPUT_CHUNK = 1 << 14
+_LARGEST_PIPE = 1 << 20
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
@@ -71,6 +83,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"container {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_exec(commands)
     doctor = commands.add_parser(
         "doctor", help="try what this machine allows", description="Try what this machine allows."
     )
@@ -111,6 +124,32 @@ def _add_run(commands: Any) -> None:
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
+def _add_exec(commands: Any) -> None:
+    parser = commands.add_parser(
+        "exec",
+        help="run a command in the namespaces of a process",
+        usage="container exec [OPTION]... PID -- CMD [ARG]...",
+        description="Run a command in the namespaces of a process, such as the first one of a"
+        " container: as that process's root, with no more capabilities than it has.",
+        epilog="A container that runs has no name yet by which others could find it: give the pid"
+        " of a process in it. The exit status is as that of container run. The process's own"
+        " filter of system calls cannot be copied: where it has one, the command gets"
+        " the default one.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=_exec)
+    add = parser.add_argument
+    add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
+    add("-w", metavar="DIR", help="working directory (default: /)")
+    add("-u", metavar="UID[:GID]", help="numbers inside (default: 0:0)")
+    add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
+    add("--timeout", type=float, metavar="S", help="seconds after which all it started is killed")
+    for option in ("-t", "-d"):
+        add(option, action=_Later, nargs=0, help=argparse.SUPPRESS)
+    add("pid", metavar="PID")
+    add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
 # The commands ------------------------------------------------------------------------------------
 
 
@@ -145,6 +184,37 @@ def _run(options: argparse.Namespace) -> int:
         box.run(process)
         _Copy(box).run()
         status = box.wait()
+    return status if status >= 0 else _SIGNALLED - status
+
+
+def _exec(options: argparse.Namespace) -> int:
+    if not options.pid.isdecimal():
+        raise UnsupportedError(
+            f"containers cannot be found by name yet, as {options.pid!r}: give the pid of a process"
+            " in it",
+            field="PID",
+        )
+    stdin, stdout, stderr = _streams(options.i)
+    config = ExecConfig(
+        options.command[options.command[:1] == ["--"] :],
+        env=dict(options.e),
+        cwd=options.w,
+        user=options.u,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
+    if options.timeout is not None:
+        _end_after(parse_duration(options.timeout, "--timeout"))
+    process = exec_in_namespaces(int(options.pid), config)
+    try:
+        _Copy(process).run()
+        status = process.wait()
+    except BaseException:
+        process.child.kill()
+        raise
+    finally:
+        process.close()
     return status if status >= 0 else _SIGNALLED - status
 
 
@@ -201,7 +271,7 @@ def _streams(interactive: bool) -> tuple[int, int, int]:
 class _Copy:
     """Copies between our terminals and those streams of a container that are pipes."""
 
-    def __init__(self, box: Container) -> None:
+    def __init__(self, box: Container | ExecProcess) -> None:
         self._box = box
         self._selector = DefaultSelector()
         self._typed = b""
@@ -233,8 +303,10 @@ class _Copy:
                 else:
                     key.data()
         for show in self._outputs:
-            while show():
-                pass
+            # What is in the pipe now: a process that was left behind may write for ever.
+            for _ in range(_LARGEST_PIPE // _OUTPUT_CHUNK):
+                if not show():
+                    break
 
     def _show(self, source: int, terminal: int) -> bool:
         """Show some of what was written; False when there is nothing now or nothing ever."""

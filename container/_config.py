@@ -467,7 +467,7 @@ def _not_yet(*names: str) -> Callable[[type[_T]], type[_T]]:
 
 # Parts of a Config ----------------------------------------------------------------------------
 
-_CLONE_FLAGS = {  # include/uapi/linux/sched.h
+NAMESPACE_FLAGS = {  # include/uapi/linux/sched.h
     "user": 0x10000000,
     "mnt": 0x00020000,
     "pid": 0x20000000,
@@ -503,7 +503,7 @@ class Namespaces(_Checked):
 
     def clone_flags(self) -> int:
         """The CLONE_NEW* bits of the new namespaces, for clone3(2) and unshare(2)."""
-        return sum(flag for name, flag in _CLONE_FLAGS.items() if getattr(self, name))
+        return sum(flag for name, flag in NAMESPACE_FLAGS.items() if getattr(self, name))
 
 
 class MountFlags(IntFlag, boundary=STRICT):
@@ -976,6 +976,19 @@ class Rlimit(_Checked):
 _Stdio = Annotated[int | HasFileno | None, _stdio]
 
 
+def _refuse_to_pickle_streams(config: "Process | ExecConfig") -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int) and value < 0):
+            _fail(name, "a file descriptor cannot be pickled")
+
+
+def _no_terminal(value: bool, field: str) -> bool:
+    if _bool(value, field):
+        raise UnsupportedError("is not supported yet", field=field)
+    return value
+
+
 @_not_yet("tty", "init")
 @dataclass(frozen=True, slots=True)
 class Process(_Checked):
@@ -1009,10 +1022,37 @@ class Process(_Checked):
         _unique(self.rlimits, "type", "rlimits")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        for name in ("stdin", "stdout", "stderr"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value < 0):
-                _fail(name, "a file descriptor cannot be pickled")
+        _refuse_to_pickle_streams(self)
+        return _Checked.__reduce__(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecConfig(_Checked):
+    """A program to run in a container that runs already.
+
+    What is None is as for the process that the container was started with: ``cwd``, ``user`` (and
+    its ``groups``), ``capabilities``; ``env`` is added to that process's. So are its rlimits,
+    umask and no_new_privs, always. ``root`` is a directory inside that becomes ``/``; ``cwd`` is
+    then below it. ``user`` is as in `Process`. The streams are as in `Process` too, but by default
+    as in `popen`: nothing to read, and pipes for what is written. After ``timeout`` seconds every
+    process that it has started is killed. With a file descriptor it cannot be pickled
+    (`ConfigError`). The repr has the names in ``env`` only.
+    """
+
+    args: Annotated[Sequence[StrPath], _args]
+    env: Annotated[Mapping[str, str] | None, _optional(_mapping("=\0"))] = None
+    cwd: Annotated[StrPath | None, _optional(_absolute)] = None
+    root: Annotated[StrPath | None, _optional(_absolute)] = None
+    user: Annotated[int | str | None, _optional(_user)] = None
+    tty: Annotated[bool, _no_terminal] = False
+    stdin: _Stdio = DEVNULL
+    stdout: _Stdio = PIPE
+    stderr: _Stdio = PIPE
+    capabilities: Annotated[Capabilities | None, _optional(_instance(Capabilities))] = None
+    timeout: Annotated[float | timedelta | None, _optional(parse_duration)] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _refuse_to_pickle_streams(self)
         return _Checked.__reduce__(self)
 
 
@@ -1170,4 +1210,5 @@ class Result:
 
 
 publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
-publish(default_devices, Rlimit, Process, SignalConfig, State, ContainerState, Usage, Result)
+publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
+publish(Usage, Result)

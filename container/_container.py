@@ -5,17 +5,22 @@ import os
 import secrets
 import threading
 import warnings
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from signal import SIGCONT
 from time import monotonic
-from typing import IO, NoReturn, Self
+from typing import IO, Literal, NoReturn, Self
+from weakref import WeakSet
 
 from container._config import (
     Config,
     ContainerState,
+    ExecConfig,
     Process,
     SignalConfig,
     State,
+    StrPath,
     parse_duration,
     parse_signal,
     validate_id,
@@ -28,10 +33,25 @@ from container._errors import (
     launch_error,
     publish,
 )
+from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
 from container._launcher import Child, StartFlag
 from container._plan import explain, launch_plan, make_plan
-from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
-from container._streams import NAMES, Stdio, open_stdio
+from container._process import (
+    CaptureLimits,
+    Conversation,
+    ExecProcess,
+    TextMode,
+    parse_capture,
+    parse_text_mode,
+)
+from container._streams import NAMES, Stdio, open_stdio, open_stream
+
+_containers: "WeakSet[Container]" = WeakSet()
+
+
+def find_container(pid: int) -> "Container | None":
+    """The container of this process whose first process has this pid."""
+    return next((box for box in list(_containers) if box.pid == pid), None)
 
 
 class Container:
@@ -54,9 +74,12 @@ class Container:
         self.stdout: IO[bytes] | None = None
         self.stderr: IO[bytes] | None = None
         self._owner = os.getpid()
+        _containers.add(self)
         # Held while the state changes by our own doing; a signal handler may destroy() meanwhile.
         self._lock = threading.RLock()
         self._child: Child | None = None
+        self._members: list[Child] = []  # what `exec` has started
+        self._members_lock = threading.Lock()
         self._destroyed = False
         self._created_at = datetime.now(UTC)
         self._started_at: datetime | None = None
@@ -113,9 +136,10 @@ class Container:
         stdio = open_stdio(process.stdin, process.stdout, process.stderr)
         try:
             self._plan = make_plan(self.config, process, flags)
+            self._process = process
             child = self._child = self._launch(stdio)
             try:
-                self._open_streams(stdio)
+                self._open_streams(stdio, child)
                 if self._destroyed:  # by a signal handler, meanwhile
                     raise StateError(f"container {self.id} was destroyed while it started")
             except BaseException:
@@ -135,10 +159,10 @@ class Container:
             raise launch_error("launcher", None, "the launcher died while it started the container")
         return child
 
-    def _open_streams(self, stdio: Stdio) -> None:
+    def _open_streams(self, stdio: Stdio, child: Child) -> None:
         for name in NAMES:
             if name in stdio.ours:
-                setattr(self, name, os.fdopen(stdio.ours[name], "wb" if name == "stdin" else "rb"))
+                setattr(self, name, open_stream(name, stdio.ours[name], child))
                 del stdio.ours[name]  # the file object's now
 
     def _close_streams(self) -> None:
@@ -178,6 +202,52 @@ class Container:
         if child.over and self._stopped_at is None:
             self._stopped_at = datetime.now(UTC)
 
+    def exec(
+        self,
+        config: ExecConfig | Sequence[StrPath],
+        *,
+        max_output: int | str | None = "16M",
+        keep: Literal["head", "tail"] = "head",
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+    ) -> ExecProcess:
+        """Run another command in the running container; returns once it runs.
+
+        ``config`` is an `ExecConfig` or the arguments of one. The other parameters are those of
+        `popen`, for ``communicate``. `StateError` when the container does not run, or ends before
+        the command does; `LaunchError` with the step for what is wrong with the command.
+        """
+        return self._exec(config, None, (max_output, keep), (text, encoding, errors))
+
+    def _exec(
+        self,
+        config: ExecConfig | Sequence[StrPath],
+        names: Collection[str] | None,
+        capture: tuple[int | str | None, str],
+        text: tuple[bool, str | None, str | None],
+    ) -> ExecProcess:
+        wanted = parse_exec(config)
+        manner = Manner(parse_text_mode(*text), parse_capture(*capture), monotonic())
+        child = self._used_child()
+        if self._state(child) != State.RUNNING:
+            self._refuse("exec in", child)
+        host = Host(self.config, self._process, self._plan, child)
+        process = run_member(host, wanted, manner, parse_namespaces(names))
+        with self._members_lock:  # it lives on when nobody holds on to it here
+            self._members = [member for member in self._members if not member.over]
+            self._members.append(process.child)
+        return process
+
+    def _forget_members(self) -> None:
+        with self._members_lock:
+            members, self._members = self._members, []
+        for member in members:  # dead, like all in the container: their end is on its way
+            while not member.over:
+                member.wait_news(None)
+                member.receive()
+            member.close()
+
     def signal(self, sig: int) -> None:
         """Send a signal to the first process. `StateError` when it has ended.
 
@@ -194,7 +264,7 @@ class Container:
     def stop(self, signal_config: SignalConfig | None = None) -> int | None:
         """Ask the program to end, kill every process when it does not; return its status.
 
-        A container that has ended stays as it is.
+        It is continued should it be stopped. A container that has ended stays as it is.
         """
         config = signal_config if signal_config is not None else SignalConfig()
         if not isinstance(config, SignalConfig):
@@ -206,6 +276,7 @@ class Container:
         child.receive()
         if self._state(child) == State.RUNNING:
             child.signal(config.stop_signal)
+            child.signal(SIGCONT)  # a stopped process would take no notice
             while not child.over and (left := deadline - monotonic()) > 0:
                 child.wait_news(left)
                 child.receive()
@@ -231,6 +302,7 @@ class Container:
             if child is not None:
                 try:
                     self._kill(child)
+                    self._forget_members()
                 finally:
                     child.close()
                     self._close_streams()

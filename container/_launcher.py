@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from container import _ids
 from container._config import IDMapping
-from container._errors import UnsupportedError, launch_error
+from container._errors import StateError, UnsupportedError, launch_error
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
 
@@ -114,6 +114,14 @@ class Base:
     handled_access: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Whose namespaces an exec joins; which of them says `Base.clone_flags`."""
+
+    serial: int  # of a container of the launcher's; 0: that of a pidfd
+    root: str  # a directory there that becomes /, "": none
+
+
 @dataclass(slots=True)
 class StartRequest:
     """All that the launcher is told of a container, in Python's terms."""
@@ -129,6 +137,7 @@ class StartRequest:
     uid: int
     gid: int
     umask: int
+    join: "Join | None" = None  # an exec: no container of its own
     _kept: tuple[object, bytes] | None = None
 
     def encode(
@@ -257,10 +266,16 @@ def encode_start(
     rules = ffi.new(
         "struct rule[]", [(blob.string(path), 0, access) for path, access in base.rules]
     )
+    op, join = lib.REQUEST_START, Join(0, "")
+    if request.join is not None:
+        op, join = lib.REQUEST_EXEC, request.join
+    new_root = blob.string(join.root)
     blob.add(b"\0")
     if blob.offset > lib.MAX_REQUEST:
         raise launch_error("request", errno.E2BIG, "arguments and environment are too large")
     source_count = sum(source is not None for source in sources) if by_fd else 0
+    if request.join is not None:
+        source_count = int(join.serial == 0)
     # As execve will leave them to another user than root; the working directory is entered before.
     root = request.uid == 0
     effective, permitted = (
@@ -271,13 +286,14 @@ def encode_start(
     header = ffi.new(
         "struct start *",
         (
-            *(lib.REQUEST_START, request.flags, blob.offset, fail_step, base.clone_flags),
+            *(op, request.flags, blob.offset, fail_step, base.clone_flags),
             *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
             *(source_count, base.table.root, base.filter_flags, pipes, *owner),
             *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
+            *(join.serial, new_root),
         ),
     )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
@@ -331,6 +347,9 @@ class Child:
         self.launcher = launcher
         self.pid: int | None = None
         self.pidfd: int | None = None
+        self.serial = 0  # what the launcher calls it
+        # Of an exec, with pid and pidfd: its end is not that of all that it has started.
+        self.end_tree: Callable[[int, int], object] | None = None
         self.created = False
         self.started = False
         self.exit: Exit | None = None
@@ -372,7 +391,7 @@ class Child:
         if fd is not None:
             self.pidfd = above_stdio(fd)
         if report.kind == lib.REPORT_CLONED:
-            self.pid = report.pid
+            self.pid, self.serial = report.pid, report.serial
             self.launcher.meet_guard(report.value)
         elif report.kind == lib.REPORT_CREATED:
             self.created = True
@@ -425,14 +444,17 @@ class Child:
     def start(self) -> None:
         self.command(lib.COMMAND_START)
 
-    def wait_news(self, timeout: float | None) -> bool:
-        """Poll until something can be received (True) or ``timeout`` seconds have passed."""
+    def wait_news(self, timeout: float | None, also: int = -1) -> bool:
+        """Poll until something can be received (True) or ``timeout`` seconds have passed.
+
+        ``also``: a fd that may become readable instead.
+        """
         with self._lock:
             if self._closed or self.over:
                 return True
             self._users += 1
         try:
-            return wait_readable(self.channel.fileno(), timeout)
+            return wait_readable(self.channel.fileno(), timeout, also)
         finally:
             with self._lock:
                 self._users -= 1
@@ -440,8 +462,14 @@ class Child:
                     self._close_now()
 
     def kill(self) -> None:
-        """Kill every process of the container and wait until it is reaped; then close."""
+        """Kill every process of the container and wait until it is reaped; then close.
+
+        Of an exec: every process that descends from it.
+        """
         try:
+            self.receive()
+            if self.end_tree and self.pid and self.pidfd is not None and not self.over:
+                self.end_tree(self.pid, self.pidfd)
             self.signal(9)
             while not self.over:
                 self.wait_news(None)
@@ -505,10 +533,12 @@ def send_fds(to: Socket, data: bytes, fds: Sequence[int]) -> None:
     to.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
-def wait_readable(fd: int, timeout: float | None) -> bool:
-    """poll(2) one fd; ``timeout`` in seconds, None for ever."""
+def wait_readable(fd: int, timeout: float | None, also: int = -1) -> bool:
+    """poll(2) one fd, or two; ``timeout`` in seconds, None for ever."""
     poller = poll()
     poller.register(fd, POLLIN)
+    if also >= 0:
+        poller.register(also, POLLIN)
     return bool(poller.poll(milliseconds(timeout)))
 
 
@@ -1016,3 +1046,65 @@ def launch(
         except _Gone:
             _drop(launcher)
     raise launch_error("launcher", None, "every launcher died while it was asked")
+
+
+def join_process(
+    request: StartRequest, maps: Maps, stdio: Sequence[int], *, pipes: int, owner: Child
+) -> Child:
+    """Run a program in the namespaces of a container; returns once it runs or has failed.
+
+    Only the launcher that made the container can; one that is gone has taken it along.
+    """
+    data = encode_start(request, maps, (), by_fd=True, pipes=pipes)
+    try:
+        child = owner.launcher.start(data, (), stdio)
+    except _Gone:
+        raise StateError("the launcher of the container is gone, and so is the container") from None
+    return _await_start(child)
+
+
+def join_foreign(
+    request: StartRequest, stdio: Sequence[int], *, pidfd: int, namespaces: tuple[str, ...]
+) -> Child:
+    """As above in those of any process; ``namespaces`` are those of the caller that it keeps."""
+    data = encode_start(request, ((), ()), (), by_fd=True)
+    for _ in range(TRIES):
+        launcher = _get(namespaces)
+        with suppress(_Gone):
+            child = _await_start(launcher.start(data, (pidfd,), stdio))
+            if not child.must_retry():
+                return child
+            child.close()
+        _drop(launcher)
+    raise launch_error("launcher", None, "every launcher died while it was asked")
+
+
+def _await_start(child: Child) -> Child:
+    try:
+        while not (child.started or child.over):
+            child.wait_news(None)
+            child.receive()
+    except BaseException:
+        child.kill()
+        raise
+    return child
+
+
+def _raise(error: int) -> None:
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def join_namespace(fd: int, kind: int) -> None:
+    """setns(2) for the calling thread."""
+    _raise(lib.join_namespace(fd, kind))
+
+
+def catch_signal(number: int, fd: int) -> None:
+    """Have a signal written to a pipe, as a byte, from now on."""
+    _raise(lib.catch_signal(number, fd))
+
+
+def release_signal(number: int) -> None:
+    """Have it do what it did before `catch_signal`."""
+    _raise(lib.release_signal(number))

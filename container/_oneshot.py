@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`run` and `popen`: one command in a fresh container."""
 
-import codecs
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,13 +21,18 @@ from container._config import (
     Result,
     StrPath,
     parse_duration,
-    parse_size,
 )
 from container._container import Container
 from container._errors import CommandError, ConfigError, UnsupportedError, launch_error, publish
 from container._launcher import TRIES, StartFlag, replace_launcher
 from container._plan import Planner, explain, launch_plan
-from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
+from container._process import (
+    Conversation,
+    ExecProcess,
+    TextMode,
+    parse_capture,
+    parse_text_mode,
+)
 from container._streams import open_stdio
 
 Bind = Mount | str
@@ -90,30 +94,6 @@ def _refuse_absent(memory: object, cpus: object, pids: object, network: object) 
         raise UnsupportedError("only 'none' is supported yet", field="network")
 
 
-def _capture(max_output: int | str | None, keep: str) -> CaptureLimits:
-    if keep not in ("head", "tail"):
-        raise ConfigError(f"expected 'head' or 'tail', got {keep!r}", field="keep")
-    limit = None
-    if max_output is not None:
-        limit = parse_size(max_output, "max_output", unlimited=True)
-    return CaptureLimits(None if limit == -1 else limit, "head" if keep == "head" else "tail")
-
-
-def _text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode | None:
-    if not (text or encoding or errors):
-        return None
-    mode = TextMode(encoding or "utf-8", errors or "strict")
-    for field, lookup, name in (
-        ("encoding", codecs.lookup, mode.encoding),
-        ("errors", codecs.lookup_error, mode.errors),
-    ):
-        try:
-            lookup(name)
-        except LookupError as error:
-            raise ConfigError(str(error), field=field) from None
-    return mode
-
-
 def run(
     args: Sequence[StrPath],
     *,
@@ -156,8 +136,8 @@ def run(
     began = monotonic()
     _refuse_absent(memory, cpus, pids, network)
     limit = None if timeout is None else parse_duration(timeout)
-    mode = _text_mode(text, encoding, errors)
-    capture = _capture(max_output, keep)
+    mode = parse_text_mode(text, encoding, errors)
+    capture = parse_capture(max_output, keep)
     data = _input_bytes(input, mode)
     if input is not None:
         if stdin not in (DEVNULL, PIPE, None):
@@ -284,8 +264,8 @@ def popen(
     """
     began = monotonic()
     _refuse_absent(memory, cpus, pids, network)
-    mode = _text_mode(text, encoding, errors)
-    capture = _capture(max_output, keep)
+    mode = parse_text_mode(text, encoding, errors)
+    capture = parse_capture(max_output, keep)
     process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
     box = Container(_config(config, root, binds))
     box.run(process)

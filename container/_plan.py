@@ -190,27 +190,45 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     foundation = _lay_foundation(
         config, caller.euid, caller.egid, caller.user_namespace, caller.cwd
     )
-    identity = foundation.identity
+    base, identity = foundation.base, foundation.identity
+    flags |= base.flags
+    if flags & StartFlag.LEASE and _may_share_memory(flags, base.clone_flags):
+        flags |= StartFlag.SHARE_MEMORY
+    return Plan(_plan_process(config, process, identity, base, flags, caller.files), identity)
+
+
+def plan_process(
+    config: Config, process: Process, identity: Identity, base: Base, flags: StartFlag
+) -> StartRequest:
+    """The part of a plan that is about the process."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _plan_process(config, process, identity, base, flags, files)
+
+
+def _plan_process(  # noqa: PLR0917 - what a plan has
+    config: Config,
+    process: Process,
+    identity: Identity,
+    base: Base,
+    flags: StartFlag,
+    files: tuple[int, int],
+) -> StartRequest:
     account = look_up(process.user, config)
     groups = _groups_of(process, account, identity)
     env = _environment(process, account)
-    flags |= foundation.base.flags
-    if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
-        flags |= StartFlag.SHARE_MEMORY
-    request = StartRequest(
-        base=foundation.base,
+    return StartRequest(
+        base=base,
         flags=flags,
         programs=_programs(str(process.args[0]), env["PATH"]),
         args=cast(Sequence[str], process.args),
         env=[f"{name}={value}" for name, value in env.items()],
         groups=groups,
-        limits=_limits(process, caller.files),
+        limits=_limits(process, files),
         cwd=str(process.cwd or "/"),
         uid=account.uid,
         gid=account.gid,
         umask=process.umask,
     )
-    return Plan(request, identity)
 
 
 @lru_cache(maxsize=64)
@@ -239,7 +257,7 @@ def _lay_foundation(
         if count > most:
             raise ConfigError(f"too many: {count} mounts and files, at most {most}", field="mounts")
     capabilities = config.capabilities
-    seccomp = _filter_of(config)
+    seccomp = filter_of(config)
     base = Base(
         clone_flags=namespaces.clone_flags(),
         kept_namespaces=("mnt", "user", *_kept(namespaces)),
@@ -290,7 +308,8 @@ def _overlap(a: str, b: str) -> bool:
     return os.path.commonpath((a, b)) in (a, b)
 
 
-def _filter_of(config: Config) -> Filter:
+def filter_of(config: Config) -> Filter:
+    """What the profile of a Config comes to here."""
     if config.seccomp is None:
         return Filter(b"", 0)
     capabilities = config.capabilities.bounding

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ExecProcess`: a command in a container, with the face of ``subprocess.Popen``."""
 
+import codecs
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,8 +13,8 @@ from signal import SIGKILL
 from time import monotonic
 from typing import IO, Any, Literal, Self
 
-from container._config import Result, StrPath, Usage, parse_duration, parse_signal
-from container._errors import ContainerTimeoutError, StateError, publish
+from container._config import Result, StrPath, Usage, parse_duration, parse_signal, parse_size
+from container._errors import ConfigError, ContainerTimeoutError, StateError, publish
 from container._launcher import Child, Exit
 from container._streams import Capture, Exchange
 
@@ -40,10 +42,36 @@ class CaptureLimits:
     keep: Literal["head", "tail"]
 
 
+def parse_capture(max_output: int | str | None, keep: str) -> CaptureLimits:
+    """``max_output`` and ``keep`` of `run` and the like."""
+    if keep not in ("head", "tail"):
+        raise ConfigError(f"expected 'head' or 'tail', got {keep!r}", field="keep")
+    limit = None
+    if max_output is not None:
+        limit = parse_size(max_output, "max_output", unlimited=True)
+    return CaptureLimits(None if limit == -1 else limit, "head" if keep == "head" else "tail")
+
+
+def parse_text_mode(text: bool, encoding: str | None, errors: str | None) -> TextMode | None:
+    """As in ``subprocess.run``: any of them asks for text."""
+    if not (text or encoding or errors):
+        return None
+    mode = TextMode(encoding or "utf-8", errors or "strict")
+    for field, lookup, name in (
+        ("encoding", codecs.lookup, mode.encoding),
+        ("errors", codecs.lookup_error, mode.errors),
+    ):
+        try:
+            lookup(name)
+        except LookupError as error:
+            raise ConfigError(str(error), field=field) from None
+    return mode
+
+
 class Conversation:
     """A command from its start to its result, for `run` and `ExecProcess.communicate`."""
 
-    __slots__ = ("args", "began", "capture", "text")
+    __slots__ = ("args", "began", "capture", "expired", "text")
 
     def __init__(
         self,
@@ -56,6 +84,7 @@ class Conversation:
         self.text = text
         self.capture = capture
         self.began = began
+        self.expired: float | None = None  # the limit at which a timer has ended the command
 
     def hold(
         self,
@@ -92,6 +121,8 @@ class Conversation:
     ) -> Result | None:
         """The result of a child that is over; an error where it timed out or was lost."""
         end = child.exit
+        if timed_out is None:
+            timed_out = self.expired
         if timed_out is not None and child.failure is not None and not child.failure.errno:
             end = Exit(-SIGKILL)  # by us, before its program ran
         if end is None or child.must_retry():
@@ -125,12 +156,13 @@ class Conversation:
 
 
 class ExecProcess:
-    """A running command. Made by `popen`; thread-safe but for its streams.
+    """A running command. Made by `popen` and `Container.exec`; thread-safe but for its streams.
 
     ``args``, ``pid`` (in the caller's PID namespace), ``pidfd`` (pollable, readable at the end),
     ``stdin``, ``stdout``, ``stderr`` (file objects where PIPE was asked for, else None) and
-    ``returncode`` are as in ``subprocess.Popen``. As a context manager it waits for the end, and
-    kills when the block raised.
+    ``returncode`` are as in ``subprocess.Popen``. A stream ends with the command, even while a
+    process that it has left behind holds the other end. Iterating gives the lines of ``stdout``.
+    As a context manager it waits for the end, and kills when the block raised.
     """
 
     def __init__(
@@ -148,6 +180,8 @@ class ExecProcess:
         self._owner = os.getpid()
         self._usage: Usage | None = None
         self.pid = child.pid
+        self._result: Result | None = None
+        self._timer: threading.Timer | None = None
         self.stdin: IO[Any] | None = self._wrap(streams.get("stdin"))
         self.stdout: IO[Any] | None = self._wrap(streams.get("stdout"))
         self.stderr: IO[Any] | None = self._wrap(streams.get("stderr"))
@@ -162,6 +196,11 @@ class ExecProcess:
         )
 
     @property
+    def child(self) -> Child:
+        """Not part of the API."""
+        return self._child
+
+    @property
     def pidfd(self) -> int | None:
         """A pidfd of the process; it closes once the end was noticed here."""
         return self._child.pidfd
@@ -170,6 +209,19 @@ class ExecProcess:
     def returncode(self) -> int | None:
         """The exit status, -N for signal N, None until `poll` or `wait` has seen the end."""
         return self._child.exit.returncode if self._child.exit is not None else None
+
+    @property
+    def result(self) -> Result | None:
+        """How it ended, once `communicate`, `wait` or `poll` has seen that; after `communicate`
+        with what it wrote, and how much of that was dropped.
+        """
+        return self._result
+
+    def __iter__(self) -> Iterator[Any]:
+        """The lines of ``stdout`` as they come."""
+        if self.stdout is None:
+            raise ValueError("stdout is no pipe")
+        return iter(self.stdout)
 
     @property
     def usage(self) -> Usage | None:
@@ -183,8 +235,9 @@ class ExecProcess:
         return self._finish() if self._child.over else None
 
     def wait(self, timeout: float | timedelta | None = None) -> int:
-        """Wait for the end; at ``timeout`` seconds kill the whole container and raise
-        `ContainerTimeoutError`. A full pipe that nobody reads stops the command: `communicate`.
+        """Wait for the end; at ``timeout`` seconds kill the whole container, or for an exec all
+        that it has started, and raise `ContainerTimeoutError`. A full pipe that nobody reads stops
+        the command: `communicate`.
         """
         self._check_owner()
         limit = None if timeout is None else parse_duration(timeout)
@@ -202,13 +255,16 @@ class ExecProcess:
     ) -> tuple[Any, Any]:
         """Send ``input``, read both streams to their end, wait. Like ``Popen.communicate``, but a
         process that keeps a stream open cannot hold it up, and ``max_output`` bounds what is
-        kept. At ``timeout`` seconds the container is killed: `ContainerTimeoutError`, with what
-        was read in its ``result``.
+        kept. At ``timeout`` seconds everything is killed as by `wait`: `ContainerTimeoutError`,
+        with what was read in its ``result``.
         """
         self._check_owner()
         data = self._to_bytes(input)
         limit = None if timeout is None else parse_duration(timeout)
-        result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
+        try:
+            result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
+        finally:
+            self._stop_timer()
         return result.stdout, result.stderr
 
     def _take_fds(self) -> dict[str, int]:
@@ -245,21 +301,45 @@ class ExecProcess:
         self.send_signal(15)
 
     def kill(self) -> None:
-        """SIGKILL: every process of the container."""
+        """SIGKILL: every process of the container; for an exec, the command alone."""
         self.send_signal(9)
 
+    def end_after(self, seconds: float) -> None:
+        """Have everything killed as by a timeout of `wait`, whoever waits or not."""
+        self._timer = threading.Timer(seconds, self._expire, (seconds,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _expire(self, seconds: float) -> None:
+        self._child.receive()
+        if not self._child.over:
+            self._conversation.expired = seconds
+            self._child.kill()
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+
     def _finish(self) -> int:
+        self._stop_timer()
         self._child.close()
         return self._ran(self._conversation.conclude(self._child, {}, None)).returncode
 
     def _ran(self, result: Result | None) -> Result:
         assert result is not None, "it had started, so it has ended"
         self._usage = self._usage or result.usage
+        self._result = self._result or result
         return result
 
     def _check_owner(self) -> None:
         if os.getpid() != self._owner:
             raise StateError(f"this command belongs to process {self._owner}, not to its fork")
+
+    def close(self) -> None:
+        """Give the streams back. The command goes on, and is not waited for."""
+        self._close_streams()
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -279,6 +359,7 @@ class ExecProcess:
                 self.wait()
         finally:
             self._destroy()
+            self._stop_timer()
             self._close_streams()
 
     def __repr__(self) -> str:

@@ -2,19 +2,22 @@
 """Standard streams: the child's ends, ours, and the exchange between them, without threads."""
 
 import fcntl
+import io
 import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from select import POLLIN, POLLOUT, poll
+from sys import byteorder
+from termios import FIONREAD
 from time import monotonic
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from container._config import DEVNULL, PIPE, STDOUT
 from container._errors import ConfigError
-from container._launcher import Child, above_stdio, milliseconds
+from container._launcher import Child, above_stdio, milliseconds, wait_readable
 
-_CHUNK = 1 << 18  # bytes per read or write; a pipe holds 1 << 16
+_CHUNK = 1 << 16  # bytes per read or write: what a pipe holds
 NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -79,6 +82,59 @@ def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
     return fd
 
 
+def waiting_in(fd: int) -> int:
+    """How many bytes a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(fd, FIONREAD, bytes(4)), byteorder)
+
+
+class _PipeReader(io.RawIOBase):
+    """Our end of an output pipe: it ends with the command, though others may hold the other end."""
+
+    def __init__(self, fd: int, child: Child) -> None:
+        self._fd = fd
+        self._child = child
+        self._left: int | None = None  # bytes still to come from a command that has ended
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        return self._fd
+
+    def readinto(self, buffer: Any) -> int:
+        fd = self.fileno()
+        view = memoryview(buffer).cast("B")
+        while self._left is None and not wait_readable(fd, 0):
+            if self._child.over:
+                self._left = waiting_in(fd)
+            else:
+                self._child.wait_news(None, also=fd)
+                self._child.receive()
+        if self._left is None and self._child.over:
+            self._left = waiting_in(fd)
+        if self._left is not None:
+            view = view[: self._left]
+            if not view:
+                return 0
+            self._left -= (count := os.readv(fd, [view]))
+            return count
+        return os.readv(fd, [view])
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            os.close(self._fd)
+
+
+def open_stream(name: str, fd: int, child: Child) -> IO[bytes]:
+    """A file object for our end of a child's standard stream; owns the fd."""
+    if name == "stdin":
+        return os.fdopen(fd, "wb")
+    return io.BufferedReader(_PipeReader(fd, child))
+
+
 class Capture:
     """Output kept up to a limit; what is beyond it is counted and let go.
 
@@ -130,9 +186,9 @@ Sink = Callable[[bytes], object]
 class Exchange:
     """Feed and drain a child's pipes until it has ended, all in the calling thread.
 
-    Owns the fds in ``ours`` and closes each as it is done. After the end of the child nothing of
-    its container lives, so what is in the pipes then is all there will be: a copy of a pipe's end
-    that somebody else holds cannot make us wait.
+    Owns the fds in ``ours`` and closes each as it is done. What is in the pipes at the end of the
+    child is all there will be: neither a copy of a pipe's end that somebody else holds nor a
+    process that an exec has left behind can make us wait.
     """
 
     def __init__(
@@ -174,10 +230,13 @@ class Exchange:
         """Take what is still in the pipes of a child that has ended; close them."""
         for name in list(self._ours):
             if name != "stdin":
-                while name in self._ours and self._read(name, self._ours[name]):
-                    pass
+                self._read_rest(name, waiting_in(self._ours[name]))
             if name in self._ours:
                 self._drop(name)
+
+    def _read_rest(self, name: str, left: int) -> None:
+        while left > 0 and name in self._ours:
+            left -= self._read(name, self._ours[name], left) or left
 
     def _drop(self, name: str) -> None:
         fd = self._ours.pop(name)
@@ -197,14 +256,14 @@ class Exchange:
         if not self._input:
             self._drop("stdin")
 
-    def _read(self, name: str, fd: int) -> bool:
-        """Read once; False when there is nothing now or nothing ever."""
+    def _read(self, name: str, fd: int, most: int = _CHUNK) -> int:
+        """Read once; 0 when there is nothing now or nothing ever."""
         try:
-            data = os.read(fd, _CHUNK)
+            data = os.read(fd, min(most, _CHUNK))
         except BlockingIOError:
-            return False
+            return 0
         if not data:
             self._drop(name)
-            return False
+            return 0
         self._sinks[name](data)
-        return True
+        return len(data)

@@ -9,8 +9,8 @@
  * else. What differs between containers is data: flags and arrays of the request. Up to
  * STEP_HANDOVER these are the flags in BLANK_FLAGS: the child may be a blank one (blank.c).
  */
+#include "child.h"
 #include "clone.h"
-#include "internal.h"
 
 enum { CWD_SIZE = 4096 };
 
@@ -41,14 +41,16 @@ static void insert_sorted(int *fds, uint32_t count, int fd)
     fds[at] = fd;
 }
 
-static long close_all_but_own(const struct child *child)
+long close_all_but_own(const struct child *child)
 {
-    int keep[STDIO_COUNT + 2] = {child->sync};
+    int keep[STDIO_COUNT + 4] = {child->sync};
+    const int others[] = {child->filesystem.late, child->target, child->target_root};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
         insert_sorted(keep, count++, child->stdio[i]);
-    if (child->filesystem.late > 0)
-        insert_sorted(keep, count++, child->filesystem.late);
+    for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        if (others[i] > 0)
+            insert_sorted(keep, count++, others[i]);
     return close_all_but(keep, count);
 }
 
@@ -63,7 +65,7 @@ static long launcher_lives(const struct child *child)
 }
 
 /* The parent's death signal, and after it the look whether the parent died before. */
-static long die_with_launcher(const struct child *child)
+long die_with_launcher(const struct child *child)
 {
     long result = sys(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     return result < 0 ? result : launcher_lives(child);
@@ -119,7 +121,7 @@ static long unshare_mounts(struct child *child)
     return sys(__NR_unshare, CLONE_NEWNS);
 }
 
-static long enter_session(struct child *child)
+long enter_session(struct child *child)
 {
     long result = sys(__NR_setsid, 0);
     (void)child;
@@ -133,7 +135,7 @@ static long enter_session(struct child *child)
 
 /* Until here the ids are the caller's, which own files of the host. setresuid also clears
  * the death signal, hence once more. */
-static long become_root_of_namespace(struct child *child)
+long become_root_of_namespace(struct child *child)
 {
     long result = 0;
     if (child->start->flags & START_FRESH_USER) {
@@ -263,7 +265,7 @@ static long wait_at_gate(struct child *child)
     return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
 }
 
-static long set_rlimits(struct child *child)
+long set_rlimits(struct child *child)
 {
     const struct limit *limits = span_at(child->request->bytes, child->start->rlimits);
     for (uint32_t i = 0; i < child->start->rlimits.count; i++) {
@@ -291,17 +293,17 @@ static long load_filter(const struct child *child)
 
 /* Without no_new_privs it takes CAP_SYS_ADMIN, which goes with the next steps: so they happen
  * under the filter. */
-static long filter_early(struct child *child)
+long filter_early(struct child *child)
 {
     return child->start->flags & START_NO_NEW_PRIVS ? 0 : load_filter(child);
 }
 
-static long filter_last(struct child *child)
+long filter_last(struct child *child)
 {
     return child->start->flags & START_NO_NEW_PRIVS ? load_filter(child) : 0;
 }
 
-static long drop_bounding(struct child *child)
+long drop_bounding(struct child *child)
 {
     for (int capability = 0; capability < 64; capability++) {
         long result;
@@ -316,7 +318,7 @@ static long drop_bounding(struct child *child)
     return 0;
 }
 
-static long set_ids(struct child *child)
+long set_ids(struct child *child)
 {
     const struct start *start = child->start;
     long result = 0;
@@ -336,7 +338,7 @@ static long set_ids(struct child *child)
     return result < 0 ? result : die_with_launcher(child);
 }
 
-static long set_capabilities(struct child *child)
+long set_capabilities(struct child *child)
 {
     const struct start *start = child->start;
     struct capability_header header = {CAPABILITY_VERSION_3, 0};
@@ -356,7 +358,7 @@ static long set_capabilities(struct child *child)
     return result;
 }
 
-static long forbid_new_privileges(struct child *child)
+long forbid_new_privileges(struct child *child)
 {
     if ((child->start->flags & START_NO_NEW_PRIVS) == 0)
         return 0;
@@ -364,7 +366,7 @@ static long forbid_new_privileges(struct child *child)
 }
 
 /* With the ids of the process, and never through a magic link: one of those leads out. */
-static long enter_cwd(struct child *child)
+long enter_cwd(struct child *child)
 {
     char path[CWD_SIZE];
     struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
@@ -380,7 +382,7 @@ static long enter_cwd(struct child *child)
     return result < 0 ? result : path[0] == '/' ? 0 : -EXDEV; /* "(unreachable)..." */
 }
 
-static long place_fds(struct child *child)
+long place_fds(struct child *child)
 {
     uint64_t no_signals = 0;
     long result;
@@ -443,22 +445,19 @@ static long execute_any(struct child *child, const char **args, const char **env
     return told;
 }
 
-static long execute(struct child *child)
+long execute(struct child *child)
 {
     const char **args = make_vector(child, child->start->args);
     const char **env = make_vector(child, child->start->env);
     return execute_any(child, args, env);
 }
 
-static long confine_by_rules(struct child *child)
+long confine_by_rules(struct child *child)
 {
     return confine(child->request, child->progress);
 }
 
-static const struct {
-    enum step step;
-    long (*run)(struct child *child);
-} CHILD_SEQUENCE[] = {
+static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_SYNC, await_maps},
     {STEP_SETUP_IDS, become_root_of_namespace},
     {STEP_SESSION, enter_session},
@@ -483,23 +482,35 @@ static const struct {
     {STEP_EXEC, execute},
 };
 
-void run_child(void *argument)
+void run_steps(struct child *child, const struct child_step *steps, size_t count)
 {
-    struct arena *arena = argument;
-    struct child *child = &arena->child;
+    for (size_t i = 0; i < count; i++) {
+        long result = begin_step(child->progress, child->start, steps[i].step);
+        if (result == 0)
+            result = steps[i].run(child);
+        if (result < 0) {
+            child->progress->error = (int32_t)-result;
+            break;
+        }
+    }
+    exit_process(1); /* execve does not come back with success */
+}
+
+void prepare_child(struct child *child, struct arena *arena)
+{
     child->request = &arena->request;
     child->start = arena->request.start;
     child->progress = &arena->progress;
     child->helper_stack = arena->helper_stack;
     child->filesystem.late = 0;
-    for (size_t i = 0; i < sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]; i++) {
-        long result = begin_step(child->progress, child->start, CHILD_SEQUENCE[i].step);
-        if (result == 0)
-            result = CHILD_SEQUENCE[i].run(child);
-        if (result < 0) {
-            child->progress->error = (int32_t)-result;
-            exit_process(1);
-        }
-    }
-    exit_process(1); /* execve does not come back with success */
+}
+
+void run_child(void *argument)
+{
+    struct arena *arena = argument;
+    struct child *child = &arena->child;
+    prepare_child(child, arena);
+    child->target = 0;
+    child->target_root = 0;
+    run_steps(child, CHILD_SEQUENCE, sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]);
 }

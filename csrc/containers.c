@@ -57,8 +57,11 @@ void free_container(struct container *container)
  * taken its death signal off, should the launcher die. */
 void report_progress(const struct container *container, enum report_kind kind)
 {
-    struct report report = {
-        .kind = kind, .pid = container->pid, .row = -1, .value = launcher.guard};
+    struct report report = {.kind = kind,
+                            .pid = container->pid,
+                            .row = -1,
+                            .value = launcher.guard,
+                            .serial = container->serial};
     send_report(container->channel, &report, kind == REPORT_CLONED ? container->pidfd : -1);
 }
 
@@ -137,6 +140,17 @@ static void report_exit(struct container *container, uint32_t status,
     send_report(container->channel, &report, -1);
 }
 
+/* What was brought into a container ends with it. Those in its PID namespace have; without one of
+ * its own it takes this. */
+static void kill_members(const struct container *container)
+{
+    for (uint32_t i = 0; i < launcher.highest; i++) {
+        const struct container *member = &launcher.containers[i];
+        if (member->phase != PHASE_FREE && member->target == container->serial)
+            kill_container(member, SIGKILL);
+    }
+}
+
 /* Reap whatever has ended, in any order. */
 void handle_children(void)
 {
@@ -155,11 +169,23 @@ void handle_children(void)
             if (container->phase == PHASE_FREE || container->pid != pid)
                 continue;
             settle_start(container);
+            kill_members(container);
             close_fds(&container->pidfd, 1); /* before anybody is told and looks at our fds */
             report_exit(container, status, &usage);
             free_container(container);
         }
     }
+}
+
+/* One whose program runs. */
+struct container *find_container(uint32_t serial)
+{
+    for (uint32_t i = 0; i < launcher.highest; i++) {
+        struct container *container = &launcher.containers[i];
+        if (container->phase == PHASE_RUNNING && container->serial == serial)
+            return container;
+    }
+    return NULL;
 }
 
 struct container *find_slot(void)

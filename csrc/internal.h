@@ -56,6 +56,10 @@ struct child {
     struct progress *progress;
     int sync;
     int stdio[STDIO_COUNT];
+    int target;        /* exec: the pidfd of the process that is joined; 0: none */
+    int target_root;   /* exec: what is / there, where a mount namespace does not say it; 0 */
+    uint64_t join;     /* exec: CLONE_NEW* */
+    int32_t successor; /* exec: the process that goes on inside, once there is one */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;
@@ -83,10 +87,12 @@ void close_fds(int *fds, uint32_t count);
 
 /* request.c */
 long check_start(const struct start *start, const uint8_t *bytes, size_t size);
+long check_exec(const struct start *start, const uint8_t *bytes, size_t size);
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 
 /* prepare.c: the launcher's part of a start */
 long begin_step(struct progress *progress, const struct start *start, enum step step);
+void give_pipes(const struct request *request, int32_t slot);
 long map_ids(struct progress *progress, const struct request *request, int pid, int32_t slot);
 long hand_over(struct progress *progress, struct request *request, int pid, int32_t slot, int sync,
                uint8_t *helper_stack);
@@ -130,6 +136,9 @@ long write_late(struct filesystem *fs);
 
 /* child.c */
 void run_child(void *arena); /* does not return */
+
+/* exec.c */
+void run_exec(void *arena); /* does not return */
 
 static inline const char *string_at(const uint8_t *bytes, uint32_t offset)
 {

@@ -17,6 +17,7 @@
  *   3    FD_CALLER: SOCK_SEQPACKET to the caller; every message is one request, with its fds
  *   4    FD_CALLER_PIDFD: readable when the caller is dead
  *   5    FD_CALLER_STATUS: the caller's /proc/self/status, as the caller opened it
+ *   the sysctl fs.suid_dumpable, which exec.c looks at
  *   per container: its channel (SOCK_SEQPACKET; commands in, reports out; its end means that
  *   nobody wants the container any more), its pidfd, and until execve the sync socket, whose
  *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
@@ -93,8 +94,8 @@ static void handle_caller(void)
         memcpy(&op, launcher.buffer, sizeof op);
     if (launcher.message.fd_count == 0)
         return; /* nobody to answer */
-    if (op == REQUEST_START)
-        handle_start(&launcher.message);
+    if (op == REQUEST_START || op == REQUEST_EXEC)
+        handle_start(&launcher.message, op);
     else if (op == REQUEST_LEASE)
         handle_lease(launcher.message.size);
     else if (op == REQUEST_DROP_BLANKS)
@@ -193,6 +194,8 @@ static long set_up(void)
     result = remember_rights();
     if (result < 0)
         return result;
+    launcher.suid_dumpable =
+        (int)sys(__NR_openat, AT_FDCWD, "/proc/sys/fs/suid_dumpable", O_RDONLY | O_CLOEXEC);
     launcher.epoll = (int)sys(__NR_epoll_create1, EPOLL_CLOEXEC);
     launcher.child_signal =
         (int)sys(__NR_signalfd4, -1, &child, sizeof child, SFD_CLOEXEC | SFD_NONBLOCK);

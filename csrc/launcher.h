@@ -17,16 +17,19 @@ enum step {
     /* the launcher's part */
     STEP_RIGHTS,  /* the caller still has the rights that the launcher has */
     STEP_REQUEST, /* decode and check the request */
+    STEP_TARGET,  /* exec: find the process whose namespaces are joined */
     STEP_LEASE,   /* find a range of host ids that nobody else has */
     STEP_CLONE,   /* clone3 into the new namespaces */
     STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */
     STEP_SOURCES, /* detached, idmapped copies of mount sources (row) */
     /* the child's part */
-    STEP_SYNC,      /* wait for the id maps; die with the launcher */
-    STEP_SETUP_IDS, /* become root of the new user namespace */
-    STEP_SESSION,   /* new session, anonymous session keyring */
-    STEP_NETWORK,   /* loopback up */
-    STEP_HANDOVER,  /* wait for the request: a blank child was made before there was one */
+    STEP_SYNC,          /* wait for the id maps; die with the launcher */
+    STEP_JOIN,          /* exec: into the namespaces of the target */
+    STEP_PID_NAMESPACE, /* exec: likewise; launcher and child */
+    STEP_SETUP_IDS,     /* become root of the user namespace */
+    STEP_SESSION,       /* new session, anonymous session keyring */
+    STEP_NETWORK,       /* loopback up */
+    STEP_HANDOVER,      /* wait for the request: a blank child was made before there was one */
     STEP_MOUNT_NAMESPACE,
     STEP_HOSTNAME,
     STEP_FILESYSTEM,  /* the rows (row) */
@@ -51,7 +54,8 @@ enum request_op {
     REQUEST_START = 1,
     REQUEST_LEASE = 2,
     /* fds: a channel, whose end is the answer. For who counts what is left of containers. */
-    REQUEST_DROP_BLANKS = 3
+    REQUEST_DROP_BLANKS = 3,
+    REQUEST_EXEC = 4 /* a process in the namespaces of another */
 };
 
 enum start_flag {
@@ -154,7 +158,10 @@ struct rule {
     uint64_t access;
 };
 
-/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, sources... */
+/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, sources...
+ * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]. There are no rows;
+ * clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is one of them.
+ */
 struct start {
     uint32_t op;
     uint32_t flags;
@@ -189,6 +196,8 @@ struct start {
     uint64_t permitted;
     uint64_t inheritable;
     uint64_t ambient;
+    uint32_t target;   /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
+    uint32_t new_root; /* REQUEST_EXEC: string, a directory that becomes /, "": none */
 };
 
 /* REQUEST_LEASE. fds: reply channel. Where ranges of host ids for START_LEASE are to be had: byte
@@ -229,7 +238,7 @@ struct report {
     int32_t row;   /* -1: none */
     int32_t value; /* LEASED: the slot; FAILED at exec: see `struct progress`; CLONED: the guard */
     uint32_t wait_status; /* as wait4 gives it */
-    uint32_t unused;
+    uint32_t serial;      /* CLONED: what REQUEST_EXEC calls the container */
     uint64_t user_time;
     uint64_t system_time;
     uint64_t max_rss; /* bytes */

@@ -114,7 +114,7 @@ static long copy_sources(struct request *request, struct progress *progress, int
 }
 
 /* The process has to own its streams, or it could not open its /dev/stdout. */
-static void give_pipes(const struct request *request, int32_t slot)
+void give_pipes(const struct request *request, int32_t slot)
 {
     const struct start *start = request->start;
     uint32_t first = slot >= 0 ? (uint32_t)slot * RANGE_SIZE : 0;

@@ -151,11 +151,10 @@ static int rules_fit(const uint8_t *bytes, struct span span, size_t size)
     return 1;
 }
 
-long check_start(const struct start *start, const uint8_t *bytes, size_t size)
+/* What a start and an exec have in common: the process. */
+static long check_process(const struct start *start, const uint8_t *bytes, size_t size)
 {
     if (size < sizeof *start || start->size != size || !has_end(bytes, size))
-        return -EINVAL;
-    if (!flags_fit(start->clone_flags) || !can_be_answered(start->flags))
         return -EINVAL;
     if (start->source_count > MAX_SOURCES || start->args.count == 0 || start->programs.count == 0)
         return -EINVAL;
@@ -176,7 +175,32 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!rules_fit(bytes, start->rules, size))
         return -EINVAL;
-    return check_rows(start, bytes, size);
+    return 0;
+}
+
+long check_start(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    long result = check_process(start, bytes, size);
+    if (result == 0 && (!flags_fit(start->clone_flags) || !can_be_answered(start->flags)))
+        result = -EINVAL;
+    return result < 0 ? result : check_rows(start, bytes, size);
+}
+
+/* Namespaces to join, at least one: else it would be a process of the host's. */
+long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    long result = check_process(start, bytes, size);
+    if (result < 0)
+        return result;
+    if ((start->clone_flags & ~(uint64_t)CLONE_NEW_ANY) != 0 || start->clone_flags == 0)
+        return -EINVAL;
+    if (!(start->flags & START_FRESH_USER) != !(start->clone_flags & CLONE_NEWUSER))
+        return -EINVAL;
+    if (start->flags & (START_GATE | START_QUIET))
+        return -EINVAL;
+    if (start->rows.count != 0 || start->source_count != (start->target == 0))
+        return -EINVAL;
+    return string_fits(start->new_root, size) ? 0 : -EINVAL;
 }
 
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size)

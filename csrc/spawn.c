@@ -69,6 +69,11 @@ int open_below(int root, const char *path)
     return fd < 0 ? -errno : (int)fd;
 }
 
+int join_namespace(int fd, int kind)
+{
+    return syscall(SYS_setns, fd, kind) < 0 ? errno : 0;
+}
+
 static int place_fds(const int *fds, int count)
 {
     for (int i = 0; i < count; i++)

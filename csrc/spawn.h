@@ -20,6 +20,9 @@ int spawn_launcher(struct spawn *spawn);
 /* openat2 of `path` in a root of its own, without magic links, O_PATH; an fd, or -errno. */
 int open_below(int root, const char *path);
 
+/* setns(2); a positive errno, or 0. */
+int join_namespace(int fd, int kind);
+
 const void *launcher_image(void);
 uint64_t launcher_image_size(void);
 #endif

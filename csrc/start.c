@@ -133,6 +133,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
     if (result == 0) {
         *container = (struct container){
             .arena = arena, .pidfd = -1, .sync = -1, .channel = -1, .slot = slot};
+        container->serial = ++launcher.serial;
         arena->progress = (struct progress){.row = -1};
         result = clone_child(container);
     }
@@ -158,7 +159,7 @@ static long clone_or_make_room(struct arena *arena, struct progress *progress,
 }
 
 /* Close what the launcher has no more use for, whether a child has copies of it or not. */
-static void close_request(struct request *request)
+void close_request(struct request *request)
 {
     close_fds(request->stdio, STDIO_COUNT);
     close_fds(request->sources, request->source_count);
@@ -260,7 +261,7 @@ static void take_fds(int *to, int *from, uint32_t count)
 }
 
 /* The fds of the first message: channel, [memfd], stdio, sources. */
-static long decode_start(struct request *request, struct message *message)
+static long decode_start(struct request *request, struct message *message, enum request_op op)
 {
     uint32_t first = request->start->flags & START_IN_MEMFD ? 2 : 1;
     size_t size = message->size;
@@ -274,7 +275,9 @@ static long decode_start(struct request *request, struct message *message)
         if (result < 0)
             return result;
     }
-    result = check_start(request->start, request->bytes, size);
+    if (request->start->op != op)
+        return -EINVAL; /* what is in the memfd is not what it was sent as */
+    result = (op == REQUEST_EXEC ? check_exec : check_start)(request->start, request->bytes, size);
     if (result < 0)
         return result;
     sources = message->fd_count - first - STDIO_COUNT;
@@ -286,7 +289,7 @@ static long decode_start(struct request *request, struct message *message)
     return receive_sources(request);
 }
 
-void handle_start(struct message *message)
+void handle_start(struct message *message, enum request_op op)
 {
     struct arena *arena = take_arena();
     struct request *request;
@@ -301,13 +304,13 @@ void handle_start(struct message *message)
     request = &arena->request;
     prepare_request(request, arena->bytes);
     take_fds(&request->channel, message->fds, 1);
-    result = message->size < sizeof(struct start) ? -EINVAL : decode_start(request, message);
+    result = message->size < sizeof(struct start) ? -EINVAL : decode_start(request, message, op);
     if (result == 0) /* the real check was made before a byte of the request was looked at */
         result = begin_step(&progress, request->start, STEP_RIGHTS);
     if (result == 0)
         result = begin_step(&progress, request->start, STEP_REQUEST);
     if (result == 0)
-        result = start_container(arena, &progress);
+        result = (op == REQUEST_EXEC ? exec_process : start_container)(arena, &progress);
     close_fds(message->fds, message->fd_count);
     if (result == 0)
         return;

@@ -12,8 +12,10 @@ struct container {
     struct arena *arena; /* until execve */
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
-    int32_t slot;   /* of host ids; -1: not leased */
-    uint32_t flags; /* enum start_flag */
+    int32_t slot;    /* of host ids; -1: not leased */
+    uint32_t flags;  /* enum start_flag */
+    uint32_t serial; /* never given twice */
+    uint32_t target; /* an exec: the serial of its container, 0 for a process of somebody else's */
     enum phase phase;
 };
 
@@ -22,14 +24,16 @@ enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT
 /* The one state of the one thread. */
 struct launcher {
     int epoll, child_signal;
-    int caller;       /* its pid */
-    int guard;        /* its pid, for a caller that has to reap it */
-    int own_pidfd;    /* what the guard waits for */
-    int ending;       /* kill and go */
-    int retired;      /* the caller's rights changed: no new containers */
-    int closed;       /* retired, and the last request was refused */
-    uint32_t highest; /* slots at and above this one were never used */
+    int caller;        /* its pid */
+    int guard;         /* its pid, for a caller that has to reap it */
+    int own_pidfd;     /* what the guard waits for */
+    int suid_dumpable; /* the file of that sysctl; < 0: there is none */
+    int ending;        /* kill and go */
+    int retired;       /* the caller's rights changed: no new containers */
+    int closed;        /* retired, and the last request was refused */
+    uint32_t highest;  /* slots at and above this one were never used */
     uint32_t alive;
+    uint32_t serial; /* the last one that was given */
     size_t rights_size;
     struct container containers[MAX_CONTAINERS];
     uint8_t rights[STATUS_SIZE];
@@ -55,6 +59,7 @@ void send_report(int channel, const struct report *report, int fd);
 void report_failure(int channel, enum step step, long result);
 void report_progress(const struct container *container, enum report_kind kind);
 struct container *find_slot(void);
+struct container *find_container(uint32_t serial);
 void free_container(struct container *container);
 void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);
@@ -72,7 +77,11 @@ void release_arena(struct arena *arena);
 void prepare_request(struct request *request, uint8_t *bytes);
 long map_child(struct progress *progress, struct container *container);
 long clone_container(struct arena *arena, struct progress *progress, struct container **ret);
-void handle_start(struct message *message);
+void close_request(struct request *request);
+void handle_start(struct message *message, enum request_op op);
+
+/* exec.c */
+long exec_process(struct arena *arena, struct progress *progress);
 
 /* blank.c */
 struct container *take_blank(const struct request *request);

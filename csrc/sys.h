@@ -80,7 +80,11 @@ enum {
     CLONE_PIDFD = 0x1000,
     CLONE_NEWNS = 0x20000,
     CLONE_NEWTIME = 0x80,
+    CLONE_VFORK = 0x4000,
+    CLONE_PARENT = 0x8000,
+    CLONE_PARENT_SETTID = 0x100000,
     CLONE_NEWUSER = 0x10000000,
+    CLONE_NEWPID = 0x20000000,
     /* time, mnt, cgroup, uts, ipc, user, pid, net */
     CLONE_NEW_ANY = 0x7e020080
 };
@@ -127,6 +131,7 @@ enum {
     PR_SET_KEEPCAPS = 8,
     PR_SET_NAME = 15,
     PR_CAPBSET_DROP = 24,
+    PR_SET_CHILD_SUBREAPER = 36,
     PR_SET_NO_NEW_PRIVS = 38,
     PR_CAP_AMBIENT = 47,
     PR_CAP_AMBIENT_RAISE = 2,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from system.helpers import wait_until
+from system.helpers import processes_in, wait_until
 
 import container
 
@@ -583,3 +583,54 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so(terminals: Terminals) -
         process.send_signal(signal.SIGINT)  # of two, Python would handle this one first
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 128 + signal.SIGTERM
+
+
+# exec ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pid() -> Iterator[str]:
+    """Of the first process of a container; a stranger to the command."""
+    with container.Container() as box:
+        box.run(container.Process(["sleep", EVER]))
+        yield str(box.pid)
+
+
+def test_exec_runs_a_command_in_the_namespaces_of_a_process(pid: str) -> None:
+    script = "readlink /proc/self/ns/mnt; echo $A; pwd; echo err >&2; exit 7"
+    done = cli("exec", "-e", "A=b", "-w", "/usr", pid, "--", "sh", "-c", script)
+    namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+    assert (done.returncode, done.stdout) == (7, f"{namespace}\nb\n/usr\n")
+    assert done.stderr == "err\n"
+
+
+def test_exec_passes_standard_input_on_where_it_is_asked_to(pid: str) -> None:
+    assert cli("exec", "-i", pid, "--", "wc", "-c", input="data").stdout == "4\n"
+    assert cli("exec", pid, "--", "wc", "-c", input="data").stdout == "0\n"
+
+
+def test_the_status_of_exec_is_that_of_run(pid: str) -> None:
+    for command, status in (
+        (["sh", "-c", "kill -9 $$"], 128 + 9),
+        (["no-such-program"], 127),
+        (["/etc/passwd"], 126),
+    ):
+        assert cli("exec", pid, "--", *command).returncode == status
+    for arguments in (["name", "--", "true"], ["1", "--", "true"], [pid], ["-t", pid, "--", "sh"]):
+        done = cli("exec", *arguments)
+        assert (done.returncode, done.stdout) == (125, "")
+        assert done.stderr.startswith("container: error: ")
+
+
+def test_a_timeout_of_exec_ends_all_that_the_command_started(pid: str) -> None:
+    script = "(setsid sleep 1000 &); sleep 1000"
+    done = cli("exec", "--timeout", "0.3", pid, "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (124, "")
+    assert "longer than its time" in done.stderr
+    namespace = os.readlink(f"/proc/{pid}/ns/pid")
+    assert processes_in(namespace) == [int(pid)]
+
+
+def test_a_process_left_behind_does_not_hold_up_exec(pid: str) -> None:
+    done = cli("exec", pid, "--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo ok")
+    assert (done.returncode, done.stdout) == (0, "ok\n")

@@ -25,7 +25,15 @@ from system.helpers import (
 )
 
 import container
-from container import DEVNULL, PIPE, STDOUT, CommandError, ConfigError, ContainerTimeoutError
+from container import (
+    DEVNULL,
+    PIPE,
+    STDOUT,
+    CommandError,
+    ConfigError,
+    ContainerTimeoutError,
+    _container,
+)
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -251,7 +259,7 @@ def test_an_error_of_ours_after_the_start_leaves_no_container(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fdopen", fail)
+        patch.setattr(_container, "open_stream", fail)
         with pytest.raises(KeyboardInterrupt):
             container.popen(["sleep", "1000"])
     # Nor a file, nor a process: the guard of every test looks at these.

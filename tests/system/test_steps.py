@@ -37,7 +37,9 @@ BUSY_PROCESS = Process(
     ["cat"], cwd="/data", env={"A": "b"}, rlimits=[Rlimit("NOFILE", 64, 64)], stdin=PIPE
 )
 
-STEPS = {name: number for number, name in sorted(_launcher.STEPS.items())}
+EXEC_ONLY = ("target", "join", "pid-namespace")
+EVERY_STEP = {name: number for number, name in sorted(_launcher.STEPS.items())}
+STEPS = {name: number for name, number in EVERY_STEP.items() if name not in EXEC_ONLY}
 BEFORE_THE_GATE = [name for name in STEPS if STEPS[name] <= STEPS["gate"]]
 AFTER_THE_GATE = [name for name in STEPS if STEPS[name] > STEPS["gate"]]
 
@@ -59,24 +61,15 @@ def check(error: LaunchError, step: str) -> None:
 
 
 def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
-    assert list(STEPS.values()) == list(range(1, len(STEPS) + 1))
+    assert list(EVERY_STEP.values()) == list(range(1, len(EVERY_STEP) + 1))
     order = [
-        *("rights", "request", "lease", "clone", "id-maps", "sources"),
-        *("sync", "setup-ids", "session", "network", "handover", "mount-namespace"),
-        *("hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits", "seccomp-early"),
-        *(
-            "bounding",
-            "ids",
-            "capabilities",
-            "no-new-privs",
-            "cwd",
-            "fds",
-            "landlock",
-            "seccomp",
-            "exec",
-        ),
+        *("rights", "request", "target", "lease", "clone", "id-maps", "sources"),
+        *("sync", "join", "pid-namespace", "setup-ids", "session", "network", "handover"),
+        *("mount-namespace", "hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits"),
+        *("seccomp-early", "bounding", "ids", "capabilities", "no-new-privs", "cwd", "fds"),
+        *("landlock", "seccomp", "exec"),
     ]
-    assert list(STEPS) == order
+    assert list(EVERY_STEP) == order
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -131,6 +124,41 @@ def test_a_start_without_a_user_namespace_names_the_step_that_fails(step: str) -
     with pytest.raises(LaunchError) as caught:
         container.run(["true"], config=Config(namespaces=Namespaces(user=False)))
     check(caught.value, step)
+
+
+EXEC_STEPS = [
+    *("rights", "request", "target", "clone", "sync", "join", "pid-namespace", "setup-ids"),
+    *("session", "pivot", "rlimits", "seccomp-early", "bounding", "ids", "capabilities"),
+    *("no-new-privs", "cwd", "fds", "landlock", "seccomp", "exec"),
+]
+
+
+def check_exec(monkeypatch: pytest.MonkeyPatch, box: Container, step: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_launcher, "fail_step", EVERY_STEP[step])
+        with pytest.raises(LaunchError) as caught:
+            box.exec(["true"])
+    check(caught.value, step)
+    assert box.exec(["true"]).wait() == 0
+    assert box.state.state == State.RUNNING
+
+
+@pytest.mark.parametrize("config", [Config(), BUSY], ids=["default", "busy"])
+def test_exec_names_the_step_that_fails(monkeypatch: pytest.MonkeyPatch, config: Config) -> None:
+    with Container(config) as box:
+        box.run(Process(["sleep", "1000"]))
+        for step in EXEC_STEPS:
+            check_exec(monkeypatch, box, step)
+
+
+@pytest.mark.needs("root")
+def test_an_exec_without_a_user_namespace_names_the_step_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Container(Config(namespaces=Namespaces(user=False))) as box:
+        box.run(Process(["sleep", "1000"]))
+        for step in EXEC_STEPS:
+            check_exec(monkeypatch, box, step)
 
 
 LEASES_THAT_FAIL = {

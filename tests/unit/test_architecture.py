@@ -20,7 +20,7 @@ PACKAGE = Path(container.__file__).parent
 WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
-LEAVES = {"_devices", "_ids", "_labels", "_landlock", "_rootfs", "_users", "_walls"}
+LEAVES = {"_devices", "_ids", "_labels", "_landlock", "_rootfs", "_tree", "_users", "_walls"}
 """Each knows one thing, and none of them another, but for what is taken out of it."""
 
 DOOR = WORDS | LEAVES | {"_launcher"}
@@ -39,12 +39,16 @@ ARROWS = {
     "_plan": DOOR | {"_accounts"},
     "_streams": DOOR,
     "_process": DOOR | {"_streams"},
-    "_container": MIDDLE,
+    "_join": MIDDLE,
+    "_stranger": MIDDLE | {"_join"},
+    "_container": MIDDLE | {"_join"},
+    "_exec": MIDDLE | {"_container", "_join", "_stranger"},
+    "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container"},
     "_doctor": MIDDLE | {"_container", "_oneshot"},
-    "_cli": MIDDLE | {"_container", "_oneshot", "_doctor"},
+    "_cli": MIDDLE | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
-    "__init__": WORDS | {"_container", "_doctor", "_oneshot", "_process"},
+    "__init__": WORDS | {"_container", "_doctor", "_oneshot", "_process"} | {"_exec", "_signals"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One more program in a container that runs: the plan and the start."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from errno import ENOMEM, EPERM, ESRCH
+
+from container._capabilities import to_mask
+from container._config import (
+    NAMESPACE_FLAGS,
+    Config,
+    ExecConfig,
+    Process,
+    StrPath,
+    parse_user,
+)
+from container._errors import ConfigError, LaunchError, StateError, UnsupportedError, launch_error
+from container._launcher import (
+    Base,
+    Child,
+    Failure,
+    Join,
+    RowTable,
+    StartFlag,
+    join_process,
+)
+from container._plan import Identity, Plan, explain, plan_process
+from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
+from container._streams import NAMES, Stdio, open_stdio, open_stream
+from container._tree import end_tree
+
+NO_ROWS = RowTable(())
+GONE = (None, ESRCH, ENOMEM)  # what a namespace says that is being taken down
+_PATIENCE = 5.0  # seconds until a container that dies is dead
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How the output of a command is taken: as for `popen`."""
+
+    text: TextMode | None
+    capture: CaptureLimits
+    began: float
+
+
+def parse_exec(config: ExecConfig | Sequence[StrPath]) -> ExecConfig:
+    """Itself, or the arguments of one."""
+    if isinstance(config, ExecConfig):
+        return config
+    try:
+        return ExecConfig(config)
+    except ConfigError as error:
+        raise ConfigError(error.detail, field=f"config.{error.field}") from None
+
+
+def parse_namespaces(names: Collection[str] | None, field: str = "namespaces") -> frozenset[str]:
+    """The namespaces to join: None for all; `ConfigError` for one that there is not, or none."""
+    if names is None:
+        return frozenset(NAMESPACE_FLAGS)
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise ConfigError(f"expected a set of names, got {type(names).__name__}", field=field)
+    for name in names:
+        if name not in NAMESPACE_FLAGS:
+            known = ", ".join(NAMESPACE_FLAGS)
+            raise ConfigError(f"{name!r} is no namespace; there are {known}", field=field)
+    if not names:
+        raise ConfigError("must name at least one namespace to join", field=field)
+    return frozenset(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The container that a command is to run in, and how it was started."""
+
+    config: Config
+    process: Process
+    plan: Plan
+    child: Child
+
+
+def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
+    """Plan an exec in a container as its first process was planned."""
+    first = host.process
+    process = Process(
+        wanted.args,
+        env={**(first.env or {}), **(wanted.env or {})},
+        cwd=wanted.cwd or (None if wanted.root else first.cwd),
+        user=wanted.user if wanted.user is not None else first.user,
+        groups=first.groups if wanted.user is None else (),
+        umask=first.umask,
+        rlimits=first.rlimits,
+    )
+    if wanted.root is not None and process.user is not None:
+        refuse_names(process.user)
+    base = host.plan.request.base
+    joined = flags_of(names) & base.clone_flags
+    if not joined:
+        raise ConfigError("the container shares all of these with its caller", field="namespaces")
+    identity = host.plan.identity
+    if not joined & NAMESPACE_FLAGS["user"]:
+        identity = _outside(identity)
+    base = replace(base, clone_flags=joined, table=NO_ROWS, hostname="", domainname="")
+    request = plan_process(
+        host.config, process, identity, with_capabilities(base, wanted), _member_flags(base, joined)
+    )
+    return Plan(replace(request, join=Join(host.child.serial, str(wanted.root or ""))), identity)
+
+
+def refuse_names(user: int | str) -> None:
+    if any(isinstance(part, str) for part in parse_user(user)):
+        raise UnsupportedError("write numbers: another root may have other names", field="user")
+
+
+def flags_of(names: frozenset[str]) -> int:
+    return sum(NAMESPACE_FLAGS[name] for name in names)
+
+
+def _outside(identity: Identity) -> Identity:
+    """Of a process with the ids of the caller's user namespace."""
+    flags = identity.flags & ~(StartFlag.FRESH_USER | StartFlag.LEASE)
+    return replace(identity, maps=((), ()), known=((), ()), flags=flags)
+
+
+def _member_flags(base: Base, joined: int) -> StartFlag:
+    flags = base.flags & (StartFlag.SET_GROUPS | StartFlag.CHROOT | StartFlag.NO_NEW_PRIVS)
+    if joined & NAMESPACE_FLAGS["user"]:
+        flags |= StartFlag.FRESH_USER
+    # As for a start: only with leased ids, where the launcher never is dumpable. It looks once
+    # more (csrc/exec.c).
+    if base.flags & StartFlag.LEASE and not joined & NAMESPACE_FLAGS["time"]:
+        flags |= StartFlag.SHARE_MEMORY
+    return flags
+
+
+def with_capabilities(base: Base, wanted: ExecConfig) -> Base:
+    """The capabilities that are asked for, else those of ``base``."""
+    sets = wanted.capabilities
+    if sets is None:
+        return base
+    return replace(
+        base,
+        bounding=to_mask(sets.bounding),
+        effective=to_mask(sets.effective),
+        permitted=to_mask(sets.permitted),
+        inheritable=to_mask(sets.inheritable),
+        ambient=to_mask(sets.ambient),
+    )
+
+
+def run_member(
+    host: Host, wanted: ExecConfig, manner: Manner, names: frozenset[str]
+) -> ExecProcess:
+    """Run a command in a container; returns once it runs."""
+    plan = plan_member(host, wanted, names)
+
+    def end(pid: int, pidfd: int) -> None:
+        if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
+            host.child.signal(9)
+
+    stdio = open_stdio(wanted.stdin, wanted.stdout, wanted.stderr)
+    try:
+        child = _join(plan, stdio, host.child)
+        stdio.close_child_ends()
+        child.end_tree = end
+        if child.failure is not None or (child.exit is not None and child.exit.lost):
+            child.close()
+            raise _explain_member(child, plan, host.child)
+        return as_process(child, stdio, wanted, manner)
+    finally:
+        stdio.close()
+
+
+def _join(plan: Plan, stdio: Stdio, owner: Child) -> Child:
+    inside = plan.request.flags & StartFlag.FRESH_USER and plan.identity.by_fd
+    pipes = stdio.pipes if inside else 0  # else they are its own as they are
+    return join_process(plan.request, plan.identity.maps, stdio.child, pipes=pipes, owner=owner)
+
+
+def _explain_member(child: Child, plan: Plan, owner: Child) -> Exception:
+    """A start that failed because the container ended is no fault of the command's."""
+    failure = child.failure
+    ended = StateError("the container ended before the command ran")
+    if failure is None:
+        return ended
+    if (failure.errno or None) in GONE and (failure.step == "target" or _dies(owner)):
+        return ended
+    return explain_join(failure, plan)
+
+
+def _dies(owner: Child) -> bool:
+    """Whether a container is over, or is so in a moment."""
+    owner.receive()
+    if not owner.over:
+        owner.wait_news(_PATIENCE)
+        owner.receive()
+    return owner.over
+
+
+_JOIN_DETAILS = {
+    "target": "cannot find the process whose namespaces are to be joined",
+    "clone": "cannot make a process",
+    "join": "cannot join the namespaces",
+    "pid-namespace": "cannot enter the PID namespace",
+    "setup-ids": "cannot become root of the user namespace",
+    "sync": "the launcher ended meanwhile",
+}
+
+
+def explain_join(failure: Failure, plan: Plan) -> LaunchError:
+    """Word what the launcher reported in numbers."""
+    if failure.step == "pivot":
+        path = plan.request.join.root if plan.request.join is not None else None
+        detail = f"cannot make {path!r} the root"
+        return launch_error(failure.step, failure.errno, detail, path or None)
+    if failure.step in _JOIN_DETAILS and failure.errno:
+        hint = None
+        if failure.errno == EPERM and failure.step in ("join", "pid-namespace"):
+            hint = "only root, or who owns the user namespace that is joined as well, may do that"
+        return launch_error(failure.step, failure.errno, _JOIN_DETAILS[failure.step], hint=hint)
+    return explain(failure, plan)
+
+
+def as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -> ExecProcess:
+    """Hand a command out that runs; an error of ours ends it."""
+    try:
+        return _as_process(child, stdio, wanted, manner)
+    except BaseException:
+        child.kill()
+        raise
+
+
+def _as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -> ExecProcess:
+    streams = {}
+    for name in NAMES:
+        if name in stdio.ours:
+            streams[name] = open_stream(name, stdio.ours[name], child)
+            del stdio.ours[name]  # the file object's now
+    conversation = Conversation(wanted.args, manner.text, manner.capture, manner.began)
+    process = ExecProcess(child, conversation, streams, child.kill)
+    if wanted.timeout is not None:
+        process.end_after(float(wanted.timeout))  # type: ignore[arg-type]
+    return process

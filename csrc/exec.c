@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * REQUEST_EXEC: one more process in the namespaces of a container, or of any other process.
+ *
+ * The target is named by the serial of a container of ours, whose first process we have not reaped,
+ * or by a pidfd: never by a number that might be somebody else's by now. It is joined with one
+ * setns(2) of its pidfd, which takes all of its namespaces or, when it is dead, none.
+ *
+ * A PID namespace is for children only. A launcher that may (CAP_SYS_ADMIN) enters it for a moment
+ * itself, and its child is born inside. Else the child joins everything, makes a process that goes
+ * on in its place, as a child of the launcher's (CLONE_PARENT), and ends; the launcher sleeps
+ * meanwhile. Either way what the container sees is not dumpable from birth to execve: it belongs
+ * to a user namespace outside, where no capability of the container counts.
+ *
+ * From EXEC_SEQUENCE's STEP_SESSION on the steps are those of a container's first process, one by
+ * one. What dies on the way was killed by the kernel, with its PID namespace, or is killed by us.
+ */
+#include "child.h"
+#include "clone.h"
+#include "state.h"
+
+static long leave_launcher(struct child *child)
+{
+    long result = die_with_launcher(child);
+    return result < 0 ? result : close_all_but_own(child);
+}
+
+/* Root and working directory become those of the mount namespace. */
+static long join_namespaces(struct child *child)
+{
+    if (child->join == 0)
+        return 0; /* the PID namespace alone */
+    return sys(__NR_setns, child->target, child->join);
+}
+
+static void run_successor(void *arena);
+
+/* The end of a process that may not be seen inside, once there is one that may. */
+static long enter_pid_namespace(struct child *child)
+{
+    struct arena *arena =
+        (struct arena *)(void *)((uint8_t *)child - offsetof(struct arena, child));
+    /* Its pid is written before it runs, or its end could be missed. */
+    struct clone_args args = {.flags = CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID,
+                              .parent_tid = (uint64_t)(uintptr_t)&child->successor};
+    long result;
+    if ((child->join & CLONE_NEWPID) == 0)
+        return 0;
+    result = clone_onto(&args, arena->stack, STACK_SIZE, run_successor, arena);
+    if (result < 0)
+        return result;
+    exit_process(0);
+}
+
+/* Orphans of what the command starts become its children, until it ends: so that who ends it in
+ * time finds them (container/_tree.py). */
+static long begin_session(struct child *child)
+{
+    long result = enter_session(child);
+    return result < 0 ? result : sys(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+}
+
+static long make_root(long directory)
+{
+    long result = directory;
+    if (result >= 0)
+        result = sys(__NR_fchdir, directory);
+    return result < 0 ? result : sys(__NR_chroot, ".");
+}
+
+static long enter_root(struct child *child)
+{
+    const char *path = string_at(child->request->bytes, child->start->new_root);
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+                           .resolve = RESOLVE_NO_MAGICLINKS};
+    long result = 0;
+    if (child->target_root > 0)
+        result = make_root(child->target_root);
+    if (result == 0 && path[0] != 0) /* the fd goes with execve */
+        result = make_root(sys(NR_OPENAT2, AT_FDCWD, path, &how, sizeof how));
+    return result;
+}
+
+static const struct child_step EXEC_SEQUENCE[] = {
+    {STEP_SYNC, leave_launcher},
+    {STEP_JOIN, join_namespaces},
+    {STEP_PID_NAMESPACE, enter_pid_namespace},
+    {STEP_SETUP_IDS, become_root_of_namespace},
+    {STEP_SESSION, begin_session},
+    {STEP_PIVOT, enter_root},
+    {STEP_RLIMITS, set_rlimits},
+    {STEP_SECCOMP_EARLY, filter_early},
+    {STEP_BOUNDING, drop_bounding},
+    {STEP_IDS, set_ids},
+    {STEP_CAPABILITIES, set_capabilities},
+    {STEP_NO_NEW_PRIVS, forbid_new_privileges},
+    {STEP_CWD, enter_cwd},
+    {STEP_FDS, place_fds},
+    {STEP_LANDLOCK, confine_by_rules},
+    {STEP_SECCOMP, filter_last},
+    {STEP_EXEC, execute},
+};
+
+enum { STEP_COUNT_OF_EXEC = sizeof EXEC_SEQUENCE / sizeof EXEC_SEQUENCE[0], AFTER_BIRTH = 3 };
+
+void run_exec(void *arena)
+{
+    struct child *child = &((struct arena *)arena)->child;
+    run_steps(child, EXEC_SEQUENCE, STEP_COUNT_OF_EXEC);
+}
+
+static void run_successor(void *arena)
+{
+    struct child *child = &((struct arena *)arena)->child;
+    run_steps(child, EXEC_SEQUENCE + AFTER_BIRTH, STEP_COUNT_OF_EXEC - AFTER_BIRTH);
+}
+
+/* Sharing memory, as vfork does, is for where it never becomes dumpable: not, even for a moment,
+ * at a change of ids. Others inside may have those ids. */
+static int may_share_memory(const struct start *start)
+{
+    char value;
+    if ((start->flags & START_SHARE_MEMORY) == 0 || launcher.suid_dumpable < 0)
+        return 0;
+    return sys(__NR_pread64, launcher.suid_dumpable, &value, 1, 0) == 1 && value != '1';
+}
+
+/* The container, or NULL for a process that is not ours; the fds that the child will need. */
+static long find_target(struct arena *arena, struct container **ret_container)
+{
+    const struct start *start = arena->request.start;
+    struct child *child = &arena->child;
+    struct container *container = NULL;
+    long root = 0;
+    child->target_root = 0;
+    child->successor = 0;
+    child->join = start->clone_flags;
+    if (start->target == 0) {
+        child->target = arena->request.sources[0];
+    } else {
+        container = find_container(start->target);
+        if (container == NULL)
+            return -ESRCH;
+        child->target = container->pidfd;
+    }
+    if (container != NULL && container->flags & START_CHROOT && start->clone_flags & CLONE_NEWNS)
+        root = open_proc(container->pid, "root", O_PATH | O_DIRECTORY);
+    if (root < 0)
+        return root;
+    child->target_root = (int)root;
+    *ret_container = container;
+    return 0;
+}
+
+/* Back to our own, in which everything else is to be born. */
+static void leave_pid_namespace(void)
+{
+    if (sys(__NR_setns, launcher.own_pidfd, CLONE_NEWPID) < 0)
+        exit_process(1); /* cannot be, and nothing could go on */
+}
+
+/* The child is born inside: result as of clone3. */
+static long clone_inside(struct container *container, struct clone_args *args)
+{
+    struct arena *arena = container->arena;
+    long result;
+    args->flags |= CLONE_PIDFD;
+    args->pidfd = (uint64_t)(uintptr_t)&container->pidfd;
+    result = clone_onto(args, arena->stack, STACK_SIZE, run_exec, arena);
+    if (arena->request.start->clone_flags & CLONE_NEWPID)
+        leave_pid_namespace();
+    return result;
+}
+
+/* A first child joins and leaves another one; we sleep until it is gone. */
+static long clone_and_move(struct container *container, struct progress *progress,
+                           struct clone_args *args)
+{
+    struct arena *arena = container->arena;
+    long pid, result;
+    args->flags |= CLONE_VFORK;
+    pid = clone_onto(args, arena->helper_stack, SMALL_STACK, run_exec, arena);
+    if (pid < 0)
+        return pid;
+    (void)sys(__NR_wait4, pid, 0, WALL, 0); /* it has ended */
+    if (arena->child.successor <= 0) {
+        *progress = arena->progress;
+        return progress->error != 0 ? -progress->error : -ESRCH;
+    }
+    result = sys(NR_PIDFD_OPEN, arena->child.successor, 0); /* ours, and not reaped */
+    if (result < 0) {
+        (void)sys(__NR_kill, arena->child.successor, SIGKILL); /* as above */
+        (void)sys(__NR_wait4, arena->child.successor, 0, WALL, 0);
+        return result;
+    }
+    container->pidfd = (int)result;
+    return arena->child.successor;
+}
+
+/* Once containers have control groups: CLONE_INTO_CGROUP goes into the args here. Not with
+ * CLONE_VM then: memory.oom.group would end all that share memory, the launcher too. */
+static long clone_member(struct container *container, struct progress *progress)
+{
+    struct arena *arena = container->arena;
+    const struct start *start = arena->request.start;
+    struct clone_args args = {.exit_signal = SIGCHLD};
+    long result = begin_step(progress, start, STEP_PID_NAMESPACE);
+    if (may_share_memory(start))
+        args.flags |= CLONE_VM;
+    if (result == 0 && start->clone_flags & CLONE_NEWPID)
+        result = sys(__NR_setns, arena->child.target, CLONE_NEWPID);
+    if (result == -EPERM) {
+        progress->step = STEP_CLONE;
+        return clone_and_move(container, progress, &args);
+    }
+    if (result < 0)
+        return result;
+    arena->child.join &= ~(uint64_t)CLONE_NEWPID;
+    progress->step = STEP_CLONE;
+    return clone_inside(container, &args);
+}
+
+static long clone_exec(struct container *container, struct progress *progress)
+{
+    struct arena *arena = container->arena;
+    int sync[2];
+    long result = sys(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync);
+    if (result < 0)
+        return result;
+    prepare_child(&arena->child, arena);
+    arena->child.sync = sync[1];
+    memcpy(arena->child.stdio, arena->request.stdio, sizeof arena->child.stdio);
+    result = clone_member(container, progress);
+    (void)close_fd(sync[1]);
+    if (result < 0)
+        (void)close_fd(sync[0]);
+    else
+        container->sync = sync[0];
+    return result;
+}
+
+/* From here on it reports for itself. */
+static void watch_exec(struct container *container)
+{
+    uint32_t slot = (uint32_t)(container - launcher.containers);
+    long result = watch(container->channel, EVENT_CHANNEL, slot);
+    if (result == 0)
+        result = watch(container->sync, EVENT_SYNC, slot);
+    if (result == 0)
+        return;
+    container->failure =
+        (struct progress){.step = STEP_CLONE, .error = (int32_t)-result, .row = -1};
+    container->phase = PHASE_FAILED;
+    kill_container(container, SIGKILL);
+}
+
+long exec_process(struct arena *arena, struct progress *progress)
+{
+    const struct start *start = arena->request.start;
+    struct container *target = NULL, *container;
+    long result = begin_step(progress, start, STEP_TARGET);
+    if (result == 0)
+        result = find_target(arena, &target);
+    if (result == 0)
+        result = begin_step(progress, start, STEP_CLONE);
+    if (result < 0)
+        return result;
+    container = find_slot();
+    if (container == NULL)
+        return -EAGAIN;
+    give_pipes(&arena->request, target == NULL ? -1 : target->slot);
+    *container = (struct container){.arena = arena,
+                                    .pidfd = -1,
+                                    .sync = -1,
+                                    .channel = -1,
+                                    .slot = -1,
+                                    .serial = ++launcher.serial,
+                                    .target = start->target,
+                                    .flags = start->flags};
+    arena->progress = (struct progress){.row = -1};
+    result = clone_exec(container, progress);
+    if (arena->child.target_root > 0)
+        (void)close_fd(arena->child.target_root);
+    if (result < 0)
+        return result;
+    container->pid = (int32_t)result;
+    container->phase = PHASE_STARTING;
+    container->channel = arena->request.channel;
+    arena->request.channel = -1;
+    launcher.alive++;
+    report_progress(container, REPORT_CLONED);
+    close_request(&arena->request);
+    watch_exec(container);
+    return 0;
+}
