@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Final
 
 from container import __version__, _ids
-from container._config import Config, Namespaces, Process, Result
+from container._config import Config, Namespaces, Overlay, Process, Result
 from container._container import Container
 from container._errors import ContainerError, LaunchError, UnsupportedError, printable, publish
+from container._hints import has_seccomp_filter, mounts, read_sysctl
 from container._launcher import STEPS, launcher_pid, open_program
 from container._oneshot import run
 
 _OLDEST_KERNEL: Final = (5, 14)
+_TMPFS_ATTRIBUTES: Final = (6, 6)  # user.* ones, in which overlayfs notes a replaced directory
 _DECISIVE: Final = "container"
 _COLUMN: Final = 24  # of a report's text; the longest names, of sysctls, go beyond
 _NAMESPACES: Final = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -107,17 +109,22 @@ def _checks() -> Iterator[Check]:
     yield _time_namespace(failure)
     yield _id_maps()
     yield _idmapped_mounts()
+    yield _overlay(os.uname().release)
     yield from _default_container()
     yield _cgroup()
     for sysctl in _SYSCTLS:
-        yield _limit(sysctl, _read_sysctl(sysctl.name), os.geteuid() == 0)
+        yield _limit(sysctl, read_sysctl(sysctl.name), os.geteuid() == 0)
     yield _uidmap_tools()
 
 
-def _kernel(release: str) -> Check:
+def _numbers(release: str) -> tuple[int, ...]:
     numbers = re.match(r"(\d+)\.(\d+)", release)
+    return tuple(map(int, numbers.groups())) if numbers is not None else ()
+
+
+def _kernel(release: str) -> Check:
     oldest = ".".join(map(str, _OLDEST_KERNEL))
-    if numbers is not None and tuple(map(int, numbers.groups())) >= _OLDEST_KERNEL:
+    if _numbers(release) >= _OLDEST_KERNEL:
         return Check("kernel", True, f"{release}; {oldest} is the oldest promised")
     return Check("kernel", False, f"{release} is too old", f"run Linux {oldest} or newer")
 
@@ -214,7 +221,7 @@ def _missing_namespace(name: str) -> Check | None:
     if not os.path.exists(f"/proc/self/ns/{name}"):
         return Check(_title(name), False, "this kernel was built without it", "use another kernel")
     limit = f"user.max_{name}_namespaces"
-    if _read_sysctl(limit) == "0":
+    if read_sysctl(limit) == "0":
         return Check(_title(name), False, f"{limit} is 0", f"sysctl -w {limit}=10000")
     return None
 
@@ -232,16 +239,12 @@ def _culprit(name: str, failure: LaunchError) -> Check | None:
 def _user_namespace_remedy(failure: LaunchError) -> str:
     if failure.hint is not None:
         return "a sysctl below tells what to set"
-    if failure.errno == EPERM and _has_seccomp_filter():
+    if failure.errno == EPERM and has_seccomp_filter():
         return (
             "a seccomp filter around this process forbids it: in Docker or podman give"
             " --security-opt seccomp=unconfined to the outer container"
         )
     return "see whether the process is in a chroot, or a security module forbids it (dmesg)"
-
-
-def _has_seccomp_filter() -> bool:
-    return "\nSeccomp:\t2" in Path("/proc/self/status").read_text(encoding="utf-8")
 
 
 def _time_namespace(failure: _Failure | None) -> Check:
@@ -303,18 +306,31 @@ def _idmapped_mounts() -> Check:
     )
 
 
+def _overlay(release: str) -> Check:
+    title = "overlay"
+    with tempfile.TemporaryDirectory(prefix="container-doctor-") as directory:
+        os.mkdir(lower := f"{directory}/lower")
+        failure = _failure_of(Config(root=Overlay(lower)))
+    if failure is not None:
+        return Check(title, False, str(failure), "use a root directory, or a copy of one")
+    if _numbers(release) < _TMPFS_ATTRIBUTES:
+        return Check(
+            title,
+            True,
+            f"works over {tempfile.gettempdir()}; in memory, without upper=, a directory of a lower"
+            " layer cannot be removed on this kernel (EIO)",
+            "give Overlay an upper directory, or run Linux 6.6",
+        )
+    return Check(title, True, f"works over {tempfile.gettempdir()}")
+
+
 def _file_system_of(path: str) -> str:
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    for line in _mounts():
+    for line in mounts():
         if line[2] == number:
             return line[line.index("-") + 1]
     return "unknown"
-
-
-def _mounts() -> list[list[str]]:
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return [line.split(" ") for line in text.splitlines()]
 
 
 # A whole container -------------------------------------------------------------------------------
@@ -381,10 +397,10 @@ def _groups(title: str, status: str) -> Check:
 
 def _cgroup() -> Check:
     title, unused = "cgroup v2", "this version sets no limits"
-    mounts = [line for line in _mounts() if line[line.index("-") + 1] == "cgroup2"]
-    if not mounts:
+    found = [line for line in mounts() if line[line.index("-") + 1] == "cgroup2"]
+    if not found:
         return Check(title, False, f"not mounted; {unused}")
-    top = mounts[0][4]
+    top = found[0][4]
     own = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     path = next((line[3:] for line in own if line.startswith("0::")), "none")
     try:
@@ -432,13 +448,6 @@ _SYSCTLS: Final = (
     ),
     _Sysctl("vm.memfd_noexec", "2", "the launcher has to run from a private file", None, True),
 )
-
-
-def _read_sysctl(name: str) -> str | None:
-    try:
-        return Path("/proc/sys", name.replace(".", "/")).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def _limit(sysctl: _Sysctl, value: str | None, root: bool) -> Check:

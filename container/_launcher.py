@@ -27,7 +27,8 @@ from typing import Any, Final
 
 from container import _ids
 from container._config import IDMapping
-from container._errors import StateError, UnsupportedError, launch_error
+from container._errors import LaunchError, StateError, UnsupportedError, launch_error
+from container._hints import LAUNCHER_HINT, launcher_hint
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
 
@@ -527,6 +528,35 @@ def open_below(root: int, path: str) -> int:
     return above_stdio(fd)
 
 
+def create_below(directory: int, name: str, ids: tuple[int, int], link: str | None = None) -> int:
+    """Make a file (``link`` None), and return an fd of it, or a link, owned by these ids."""
+    if link is None:
+        return above_stdio(_create(directory, name, lib.CREATE_FILE, ids))
+    return _create(directory, name, lib.CREATE_LINK, ids, link)
+
+
+def make_directory(directory: int, name: str, ids: tuple[int, int]) -> None:
+    """With mode 0700 and owned by these ids."""
+    _create(directory, name, lib.CREATE_DIRECTORY, ids)
+
+
+def _create(directory: int, name: str, kind: int, ids: tuple[int, int], link: str = "") -> int:
+    # Not while a fork copies this process: it is another one in the middle of that.
+    with _fork_lock:
+        result: int = lib.create_as(directory, os.fsencode(name), kind, os.fsencode(link), *ids)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), name)
+    return result
+
+
+def file_system_type(fd: int) -> int:
+    """The f_type of statfs(2)."""
+    number: int = lib.file_system_type(fd)
+    if number < 0:
+        raise OSError(-number, os.strerror(-number))
+    return number
+
+
 def send_fds(to: Socket, data: bytes, fds: Sequence[int]) -> None:
     """As ``socket.send_fds``, which drops its flags (CPython 3.11)."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
@@ -597,6 +627,8 @@ class Launcher:
             spawn.caller_pidfd, spawn.caller_status = pidfd, status
             spawn.join = _left_namespaces()
             pid: int = lib.spawn_launcher(spawn)
+        except LaunchError:
+            raise
         except OSError as error:
             raise launch_error(
                 "launcher", error.errno, "cannot start the launcher", error.filename
@@ -805,7 +837,7 @@ def open_program() -> int:
         fd = os.memfd_create("container-launcher", flags | _MFD_EXEC)
     except OSError as error:
         if error.errno == errno.EACCES:  # vm.memfd_noexec=2
-            return _private_file(image)
+            return _private_program(image)
         if error.errno != errno.EINVAL:
             raise
         fd = os.memfd_create("container-launcher", flags)  # before Linux 6.3
@@ -822,6 +854,15 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _private_program(image: bytes) -> int:
+    try:
+        return _private_file(image)
+    except OSError as error:
+        raise launch_error(
+            "launcher", error.errno, "cannot start the launcher", error.filename, LAUNCHER_HINT
+        ) from error
 
 
 def _private_file(image: bytes) -> int:
@@ -1023,6 +1064,11 @@ def _attempt(
     return child
 
 
+def launcher_lost() -> LaunchError:
+    detail = "every launcher died while it was asked"
+    return launch_error("launcher", None, detail, hint=launcher_hint())
+
+
 def launch(
     request: StartRequest,
     maps: Maps,
@@ -1045,7 +1091,7 @@ def launch(
             return _attempt(launcher, request, maps, sources, stdio, pipes=pipes, by_fd=by_fd)
         except _Gone:
             _drop(launcher)
-    raise launch_error("launcher", None, "every launcher died while it was asked")
+    raise launcher_lost()
 
 
 def join_process(
@@ -1076,7 +1122,7 @@ def join_foreign(
                 return child
             child.close()
         _drop(launcher)
-    raise launch_error("launcher", None, "every launcher died while it was asked")
+    raise launcher_lost()
 
 
 def _await_start(child: Child) -> Child:

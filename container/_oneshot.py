@@ -23,8 +23,8 @@ from container._config import (
     parse_duration,
 )
 from container._container import Container
-from container._errors import CommandError, ConfigError, UnsupportedError, launch_error, publish
-from container._launcher import TRIES, StartFlag, replace_launcher
+from container._errors import CommandError, ConfigError, UnsupportedError, publish
+from container._launcher import TRIES, StartFlag, launcher_lost, replace_launcher
 from container._plan import Planner, explain, launch_plan
 from container._process import (
     Conversation,
@@ -221,7 +221,7 @@ def _run(
         if child.failure is not None and not child.must_retry():
             raise explain(child.failure, plan)
         replace_launcher(child)
-    raise launch_error("launcher", None, "every launcher died while it was asked")
+    raise launcher_lost()
 
 
 def _input_bytes(data: bytes | str | None, text: TextMode | None) -> bytes:

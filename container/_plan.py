@@ -7,7 +7,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from errno import E2BIG, EDQUOT, EINVAL, ENOEXEC, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE
+from errno import E2BIG, EACCES, EDQUOT, EINVAL, ENOEXEC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE
 from functools import lru_cache
 from typing import Self, cast
 
@@ -25,6 +25,7 @@ from container._config import (
 )
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
 from container._labels import require_labels
 from container._landlock import ALL_ACCESS, landlock_rules
 from container._launcher import (
@@ -535,27 +536,41 @@ _HINTS = {
 def _hint(failure: Failure, plan: Plan) -> str | None:
     """What to do, where the cause is sure."""
     if failure.errno == 0:
-        return (
-            None
-            if failure.step == "gate"
-            else "it was killed before the program ran, perhaps for lack of memory"
-        )
-    if failure.step == "exec" and failure.value:
+        killed = "it was killed before the program ran, perhaps for lack of memory"
+        return None if failure.step == "gate" else killed
+    known = _HINTS.get((failure.step, failure.errno))
+    find = {"exec": _exec_hint, "sources": _source_hint, "filesystem": _row_hint}.get(failure.step)
+    if known is None and find is not None:
+        known = find(failure, plan)
+    if failure.step == "clone":
+        known = namespace_hint(failure.errno)
+    return known or rights_hint(failure.step, failure.errno)
+
+
+def _exec_hint(failure: Failure, plan: Plan) -> str | None:
+    if failure.value:
         return "the file is there, but not the interpreter or dynamic loader that it names"
-    if failure.step == "sources" and failure.errno == EINVAL and _is_idmapped(failure, plan):
-        return (
-            "its file system cannot be id-mapped: bind it read-only, use another file system"
-            " or give uid_mappings and gid_mappings"
-        )
-    row = plan.rows[failure.row] if 0 <= failure.row < len(plan.rows) else None
-    if row is not None and failure.step == "filesystem" and failure.errno == EINVAL:
-        return _mount_hint(row, plan)
-    if failure.step == "clone" and failure.errno in (EPERM, ENOSPC):
-        return _namespace_hint()
-    return _HINTS.get((failure.step, failure.errno))
+    root = plan.rows[plan.request.base.table.root]
+    return noexec_hint(root.source) if failure.errno == EACCES and root.opened else None
 
 
-def _mount_hint(row: Row, plan: Plan) -> str | None:
+def _source_hint(failure: Failure, plan: Plan) -> str | None:
+    if failure.errno != EINVAL or not _is_idmapped(failure, plan):
+        return None
+    return (
+        "its file system cannot be id-mapped: bind it read-only, use another file system"
+        " or give uid_mappings and gid_mappings"
+    )
+
+
+def _row_hint(failure: Failure, plan: Plan) -> str | None:
+    if not 0 <= failure.row < len(plan.rows):
+        return None
+    row = plan.rows[failure.row]
+    if row.op == Op.MOUNT and failure.errno == EPERM:
+        return masked_hint(row.source)
+    if failure.errno != EINVAL:
+        return None
     alone = row.op == Op.BIND and row.opened and not row.flags & RowFlag.RECURSIVE
     if alone and not plan.identity.by_fd:
         return "there are mounts below it, which only root can leave out"
@@ -571,23 +586,3 @@ def _kernel() -> tuple[int, ...]:
 def _is_idmapped(failure: Failure, plan: Plan) -> bool:
     rows = plan.rows
     return 0 <= failure.row < len(rows) and bool(rows[failure.row].flags & RowFlag.IDMAP)
-
-
-def _namespace_hint() -> str | None:
-    for name, bad, hint in (
-        ("user/max_user_namespaces", "0", "user.max_user_namespaces is 0"),
-        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone is 0"),
-        (
-            "kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "AppArmor restricts user namespaces (kernel.apparmor_restrict_unprivileged_userns)",
-        ),
-    ):
-        try:
-            with open(f"/proc/sys/{name}", encoding="ascii") as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value == bad:
-            return f"{hint}; run `container doctor`"
-    return None

@@ -9,6 +9,7 @@ A need is a word in ``@pytest.mark.needs(...)``:
 ``rootless``        that user can make a user namespace and mount in it
 ``userns``          the tests can make a user namespace and mount in it
 ``idmap``           the file system of temporary files can be mounted with mapped ids
+``vm``              the machine is one of the tests' own, docs/testing-vm.md
 ``overlay``         an overlay can be mounted (with ``userxattr`` by an ordinary user)
 ``cgroup2``         the tests can make a cgroup below their own
 ``cgroup2:memory``  ... which has this controller
@@ -293,9 +294,16 @@ TOOLS = {
     "strace": Tool(),
 }
 
+
+def _probe_vm(_directory: str) -> None:
+    if not os.environ.get("CONTAINER_VM"):
+        raise MissingError("the whole machine would be changed, and it is not the tests' own")
+
+
 PROBES: dict[str, Probe] = {
     "apparmor": _probe_apparmor,
     "landlock": _probe_landlock,
+    "vm": _probe_vm,
     "libseccomp": _probe_libseccomp,
     "x86_64": _probe_x86_64,
     "root": _probe_root,

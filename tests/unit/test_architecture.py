@@ -20,7 +20,10 @@ PACKAGE = Path(container.__file__).parent
 WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
-LEAVES = {"_devices", "_ids", "_labels", "_landlock", "_rootfs", "_tree", "_users", "_walls"}
+LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tree"} | {
+    "_users",
+    "_walls",
+}
 """Each knows one thing, and none of them another, but for what is taken out of it."""
 
 DOOR = WORDS | LEAVES | {"_launcher"}
@@ -41,7 +44,8 @@ ARROWS = {
     "_process": DOOR | {"_streams"},
     "_join": MIDDLE,
     "_stranger": MIDDLE | {"_join"},
-    "_container": MIDDLE | {"_join"},
+    "_files": DOOR,
+    "_container": MIDDLE | {"_join", "_files"},
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container"},

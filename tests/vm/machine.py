@@ -35,6 +35,7 @@ PROVIDES = (
     "userns",
     "idmap",
     "overlay",
+    "vm",
     "ip",
     "newgidmap",
     "newuidmap",
