@@ -7,11 +7,13 @@ are opened below its root, without magic links, and only where they are regular 
 
 import os
 import stat
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
-from container._config import Config, HostRoot, Mount
+from container._config import Config, HostRoot, Mount, Overlay
 from container._errors import ConfigError
 from container._launcher import open_below
-from container._rootfs import HOST_ROOT_USERS
+from container._rootfs import HOST_ROOT_USERS, lower_of
 from container._users import Account, find_account
 
 _LARGEST = 1 << 20  # bytes of a passwd or group file
@@ -35,7 +37,44 @@ def _read(path: str, config: Config) -> str | None:
         return _read_below(str(mount.source), rest, path) if mount.type == "bind" else None
     if config.root is None or isinstance(config.root, HostRoot):
         return HOST_ROOT_USERS[path]
+    if isinstance(config.root, Overlay):
+        return _read_layers(config.root, path)
     return _read_below(str(config.root), path, path)
+
+
+def _read_layers(root: Overlay, path: str) -> str | None:
+    """As overlayfs shows it, but that a link is followed within its own layer."""
+    for layer in (*((str(root.upper),) if root.upper else ()), *lower_of(root)):
+        if _is_at(layer, path, _is_whiteout):
+            return None
+        text = _read_below(layer, path, path)
+        if text is not None or _is_at(layer, os.path.dirname(path), _is_opaque):
+            return text
+    return None
+
+
+def _is_at(layer: str, path: str, check: Callable[[int], bool]) -> bool:
+    try:
+        with ExitStack() as stack:
+            top = os.open(layer, os.O_PATH | os.O_CLOEXEC)
+            stack.callback(os.close, top)
+            found = open_below(top, path)
+            stack.callback(os.close, found)
+            return check(found)
+    except OSError:  # nothing is there, or no such attribute
+        return False
+
+
+def _is_whiteout(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _is_opaque(fd: int) -> bool:
+    for kind in ("user", "trusted"):
+        with suppress(OSError):
+            return os.getxattr(f"/proc/self/fd/{fd}", f"{kind}.overlay.opaque") == b"y"
+    return False
 
 
 def _mounts(config: Config) -> list[Mount]:
