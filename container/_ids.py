@@ -114,9 +114,19 @@ def to_host(container_id: int, mappings: Iterable[IDMapping]) -> int:
 
 
 def maps_host_root() -> bool:
-    """Whether id 0 of this process is id 0 of its parent user namespace."""
+    """Whether id 0 of this process may be the machine's root.
+
+    The maps tell of the parent user namespace only, and that may be a container's. But the files of
+    /proc/sys/kernel are the machine's root's, whoever looks: its own where its id shows as 0.
+    """
     maps = (parse_id_map(_read(f"/proc/self/{kind}_map")) for kind in ("uid", "gid"))
-    return any(m.container_id == 0 and m.host_id == 0 for each in maps for m in each)
+    if not any(m.container_id == 0 and m.host_id == 0 for each in maps for m in each):
+        return False
+    try:
+        status = os.stat("/proc/sys/kernel")
+    except OSError:
+        return True
+    return 0 in (status.st_uid, status.st_gid)
 
 
 def lock_file() -> str:

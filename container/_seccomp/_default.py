@@ -122,8 +122,8 @@ _WITH_CAPABILITY = (
         ("SYS_ADMIN",),
         "clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie"
         " lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount"
-        " open_tree open_tree_attr quotactl quotactl_fd setdomainname sethostname setns umount"
-        " umount2 unshare",
+        " open_tree open_tree_attr pivot_root quotactl quotactl_fd setdomainname sethostname setns"
+        " umount umount2 unshare",
     ),
     (("SYS_ADMIN", "BPF"), "bpf"),
     (("SYS_ADMIN", "PERFMON"), "perf_event_open"),
