@@ -7,7 +7,8 @@ KERNEL ?=
 
 python := $(VENV)/bin/python
 sources := pyproject.toml setup.py build_ffi.py $(wildcard csrc/*)
-launcher := $(filter-out csrc/signals.c csrc/spawn.c,$(wildcard csrc/*.c))
+extension := csrc/create.c csrc/signals.c csrc/spawn.c
+launcher := $(filter-out $(extension),$(wildcard csrc/*.c))
 warnings := -Wall -Wextra -Wshadow -Wvla -Werror
 # As setup.py compiles the launcher; the rest of the C runs in the interpreter.
 freestanding := -std=gnu11 -Os -ffreestanding -nostdlib -static -fno-pic -no-pie \
@@ -52,7 +53,7 @@ lint-c:
 
 where = @if ! command -v $(1) >/dev/null; then echo "left out: no $(1) here"; exit 0; fi; set -x;
 compile = $(1) $(freestanding) -o /dev/null $(launcher) \
-	&& $(1) $(hosted) -fsyntax-only csrc/signals.c csrc/spawn.c bench/filter.c bench/floor_a.c bench/timer.c
+	&& $(1) $(hosted) -fsyntax-only $(extension) bench/filter.c bench/floor_a.c bench/timer.c
 
 bench: $(VENV)/.demo ## measure a start beside the floor and other programs, as root
 	$(python) bench/run.py $(ARGS)

@@ -6,13 +6,14 @@ import secrets
 import threading
 import warnings
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from signal import SIGCONT
 from time import monotonic
-from typing import IO, Literal, NoReturn, Self
+from typing import IO, Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
+from container import _files
 from container._config import (
     Config,
     ContainerState,
@@ -291,6 +292,55 @@ class Container:
             child.wait_news(None)
             child.receive()
         self._note_stop(child)
+
+    # Files
+
+    def copy_in(self, source: StrPath, target: StrPath) -> None:
+        """Copy a file or directory of the caller's to ``target`` in the container.
+
+        Where ``target`` is a directory the copy goes into it, under its own name, as with cp(1);
+        directories that are there already are added to, files overwritten. What is made belongs to
+        the container's root and has the permissions of the source, set-user-ID bits aside. Links
+        are copied as links, ``source`` itself is followed. `UnsupportedError` names a fifo, socket
+        or device, when it comes to it. No path leads out of the container, whatever it does
+        meanwhile, and nothing of its proc or sysfs is written.
+
+        Other errors are those of the operating system, such as FileNotFoundError; `StateError`
+        when the container has ended.
+        """
+        with self._files() as inside:
+            _files.copy_in(
+                inside, _files.path_of(source, "source"), _files.path_of(target, "target")
+            )
+
+    def copy_out(self, source: StrPath, target: StrPath) -> None:
+        """Copy a file or directory of the container to ``target``; see `copy_in`.
+
+        What is made belongs to the caller. What only other ids than the container's own may read
+        is not read for it. A link that is copied may point anywhere: look at it before you follow
+        it.
+        """
+        with self._files() as inside:
+            _files.copy_out(
+                inside, _files.path_of(source, "source"), _files.path_of(target, "target")
+            )
+
+    def open_file(
+        self, path: StrPath, mode: str = "r", *, encoding: str | None = "utf-8"
+    ) -> IO[Any]:
+        """Open a regular file of the container, with the modes of ``open()``; see `copy_in`.
+
+        A new one belongs to the container's root. Close it: it outlives the container.
+        """
+        _files.parse_mode(mode)
+        with self._files() as inside:
+            fd = _files.open_file(inside, _files.path_of(path, "path"), mode)
+        return _files.as_file(fd, mode, encoding)
+
+    def _files(self) -> AbstractContextManager[_files.Inside]:
+        child = self._used_child()
+        child.receive()
+        return _files.enter(child, self.id)
 
     def destroy(self) -> None:
         """Kill every process of the container and give everything back. Idempotent."""

@@ -23,6 +23,16 @@ int open_below(int root, const char *path);
 /* setns(2); a positive errno, or 0. */
 int join_namespace(int fd, int kind);
 
+enum creation { CREATE_FILE, CREATE_DIRECTORY, CREATE_LINK };
+
+/* Make `name`, which must not be there, in an O_PATH directory, with the ids of the calling thread
+ * changed to these meanwhile; mode 0600 or 0700. An fd of a file, else 0, or -errno. */
+int create_as(int directory, const char *name, enum creation kind, const char *link, uint32_t uid,
+              uint32_t gid);
+
+/* The f_type of its file system, statfs(2), or -errno. */
+int64_t file_system_type(int fd);
+
 const void *launcher_image(void);
 uint64_t launcher_image_size(void);
 #endif
