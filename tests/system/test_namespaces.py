@@ -53,7 +53,7 @@ if pid == 0:
         assert libc.prctl(38, 1, 0, 0, 0) == 0
     os.write(1, b"up\\n")
     signal.pause()
-print(pid, flush=True)
+os.write(1, b"%d\\n" % pid)  # whole, beside the child's
 os.waitpid(pid, 0)
 """
 NEW_ALL = 0x10000000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x02000000 | 0x20000
