@@ -8,15 +8,18 @@ given there. Only ids that exist in the caller's own user namespace count.
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator
 from errno import EPERM
-from functools import cache
+from functools import cache, reduce
+from operator import attrgetter
 from pathlib import Path
 
 from container._config import IDMapping
 
 RANGE_SIZE = 65536
 _CONTAINER_FIRST, _CONTAINER_END = 0x80000 >> 16, 0x70000000 >> 16
+_END = 1 << 16
 
 
 def parse_subids(text: str) -> Iterator[tuple[str, int, int]]:
@@ -43,32 +46,59 @@ def _whole_slots(first: int, end: int) -> range:
 
 def find_slots(subids: Iterable[str], id_maps: Iterable[str]) -> range:
     """The longest run of slots that may be leased, given the texts of the files; may be empty."""
-    owned: list[set[int]] = []
-    foreign: set[int] = set()
+    owned: list[list[range]] = []
+    foreign: list[range] = []
     for text in subids:
-        mine: set[int] = set()
+        mine: list[range] = []
         for owner, first, end in parse_subids(text):
             if owner in ("root", "0"):
-                mine.update(_whole_slots(first, end))
+                mine.append(_whole_slots(first, end))
             else:
-                foreign.update(range(first // RANGE_SIZE, -(-end // RANGE_SIZE)))
-        owned.append(mine)
-    slots = set.intersection(*owned) - foreign if owned else set()
+                foreign.append(range(first // RANGE_SIZE, -(-end // RANGE_SIZE)))
+        owned.append(_merged(mine))
+    free = _gaps(_merged(foreign))
+    slots = reduce(_common, owned, free) if owned else []
     if not slots:
-        slots = set(range(_CONTAINER_FIRST, _CONTAINER_END)) - foreign
-    slots.discard(0)  # the host's own users
+        slots = _common([range(_CONTAINER_FIRST, _CONTAINER_END)], free)
+    slots = _common(slots, [range(1, _END)])  # slot 0 has the host's own users
     for text in id_maps:
-        mapped = [_whole_slots(m.container_id, m.container_id + m.size) for m in parse_id_map(text)]
-        slots = {slot for slot in slots if any(slot in run for run in mapped)}
-    return _longest_run(sorted(slots))
+        maps = parse_id_map(text)
+        mapped = [_whole_slots(m.container_id, m.container_id + m.size) for m in maps]
+        slots = _common(slots, _merged(mapped))
+    return max(slots, key=len, default=range(0))
 
 
-def _longest_run(slots: list[int]) -> range:
-    best = current = range(0)
-    for slot in slots:
-        current = range(current.start, slot + 1) if slot == current.stop else range(slot, slot + 1)
-        best = max(best, current, key=len)
-    return best
+# There are tens of thousands of slots and a handful of runs: every program pays for this once.
+
+
+def _merged(runs: Iterable[range]) -> list[range]:
+    """The same slots as runs in order that do not touch each other."""
+    merged: list[range] = []
+    for run in sorted(filter(None, runs), key=attrgetter("start")):
+        if merged and run.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, run.stop))
+        else:
+            merged.append(run)
+    return merged
+
+
+def _gaps(merged: list[range]) -> list[range]:
+    """The slots that are in none of these."""
+    starts = (0, *(run.stop for run in merged))
+    ends = (*(run.start for run in merged), _END)
+    return [range(*gap) for gap in zip(starts, ends, strict=True) if range(*gap)]
+
+
+def _common(some: list[range], others: list[range]) -> list[range]:
+    """The slots that are in both, each in order."""
+    common: list[range] = []
+    left, right = deque(some), deque(others)
+    while left and right:
+        both = range(max(left[0].start, right[0].start), min(left[0].stop, right[0].stop))
+        if both:
+            common.append(both)
+        (left if left[0].stop < right[0].stop else right).popleft()
+    return common
 
 
 def _read(path: str) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from container import IDMapping
@@ -96,8 +96,6 @@ def test_in_the_namespace_of_an_ordinary_user_no_range_is_free() -> None:
     assert not slots_of("", None, "0 1000 1\n1 100000 65536\n", "0 1000 1\n1 100000 65536\n")
 
 
-# A set of all ranges is built for each: some dozens of examples are seconds.
-@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(
