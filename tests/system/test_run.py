@@ -179,16 +179,13 @@ def test_a_flood_of_output_does_not_grow_the_caller() -> None:
         import resource
         run(["true"])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        try:
-            run(["yes"], timeout=0.5, max_output="4M", keep="tail")
-        except ContainerTimeoutError as error:
-            result = error.result
+        result = run(["head", "-c", str(100 << 20), "/dev/zero"], max_output="4M", keep="tail")
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         tell([(after - before) << 10, len(result.stdout), result.stdout_dropped])
         """
     )[0]
     assert kept == 4 * MiB
-    assert dropped > 64 * MiB
+    assert dropped == 96 * MiB
     assert grown < 32 * MiB
 
 
@@ -242,7 +239,7 @@ def test_a_process_left_behind_does_not_hold_up_the_result() -> None:
 
 def test_an_end_of_a_pipe_that_somebody_else_holds_does_not_hold_up_the_result() -> None:
     # A process started meanwhile, by this or another thread, may have inherited a copy.
-    process = container.popen(["sh", "-c", "echo up; cat >/dev/null; echo done"], stdin=PIPE)
+    process = container.popen(["sh", "-c", "echo up; read line; echo done"], stdin=PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     writer = os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY)

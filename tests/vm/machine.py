@@ -17,10 +17,13 @@ from vm.kernels import Kernel
 SCRATCH = "/scratch"  # short: sockets with paths of at most 107 bytes are made below it
 SCRATCH_SIZE = 8 << 30  # sparse
 MEMORY_MIB = 3072  # the host gives only what is touched
+PROCESSORS = 2
 # A panic ends the machine at once, an oops is a panic; no cgroup v1 may take a controller away;
-# the rest is speed.
+# the rest is speed. QEMU translates code for its addresses: programs at random ones are translated
+# anew at each start. With a second processor at work everything takes half as long again.
 KERNEL_COMMAND_LINE = (
-    "console=ttyS0 panic=-1 oops=panic cgroup_no_v1=all psi=1 mitigations=off nokaslr"
+    "console=ttyS0 panic=-1 oops=panic cgroup_no_v1=all psi=1 mitigations=off nokaslr norandmaps"
+    " maxcpus=1"
 )
 PASSED = ("CI", "PYTEST_ADDOPTS", "PYTEST_TIMEOUT")  # from the harness's own environment
 HIDDEN = ("/dev", "/proc", "/run", "/sys")  # of the host, by the machine's own
@@ -36,12 +39,24 @@ PROVIDES = (
     "idmap",
     "overlay",
     "vm",
+    "apparmor",
+    "cgroup2",
+    "x86_64",
+)
+# The host's, where they are as after `make test-deps`.
+PROVIDES_OF_HOST = (
+    "busybox",
+    "gcc",
     "ip",
+    "libseccomp",
+    "musl-gcc",
     "newgidmap",
     "newuidmap",
     "nft",
-    "cgroup2",
+    "readelf",
+    "strace",
 )
+PROVIDES_SINCE = {"landlock": (6, 2)}
 # A service's cgroup holds the tests themselves, and so can give its children no controller.
 PROVIDES_WITHOUT_SYSTEMD = tuple(
     f"cgroup2:{controller}" for controller in ("cpu", "cpuset", "io", "memory", "pids")
@@ -108,12 +123,22 @@ def systemd_word(word: str) -> str:
     return f'"{quoted}"'
 
 
+def provided(release: str, systemd: bool) -> list[str]:
+    """The needs that are met under this kernel."""
+    version = tuple(int(part) for part in release.split(".")[:2])
+    return [
+        *PROVIDES,
+        *PROVIDES_OF_HOST,
+        *(() if systemd else PROVIDES_WITHOUT_SYSTEMD),
+        *(need for need, since in PROVIDES_SINCE.items() if version >= since),
+        "kernel>={}.{}".format(*version),
+    ]
+
+
 def environment(
     kernel: Kernel, users: Sequence[etc.User], systemd: bool, host: Mapping[str, str], path: str
 ) -> dict[str, str]:
     """The environment of the tests inside."""
-    version = ".".join(kernel.release.split(".")[:2])
-    provides = [*PROVIDES, *(() if systemd else PROVIDES_WITHOUT_SYSTEMD), f"kernel>={version}"]
     own = {
         "HOME": "/root",
         "USER": "root",
@@ -128,7 +153,7 @@ def environment(
         "CONTAINER_VM_PLAIN_USER": users[1].name,
         # Starting a process takes 10 to 50 times as long as outside.
         "PYTEST_TIMEOUT": "300",
-        "CONTAINER_MUST_RUN": ",".join(provides),
+        "CONTAINER_MUST_RUN": ",".join(provided(kernel.release, systemd)),
     }
     passed = {name: host[name] for name in PASSED if name in host}
     return own | passed
@@ -154,7 +179,7 @@ def qemu_command(kernel: Kernel, folder: Path, console: Path, channel: int) -> l
     machine = "-M pc -accel tcg,thread=multi -cpu max -nodefaults -no-user-config -no-reboot"
     return [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *machine.split()),
-        *("-display", "none", "-smp", str(min(2, os.cpu_count() or 1)), "-m", str(MEMORY_MIB)),
+        *("-display", "none", "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB)),
         *("-kernel", str(kernel.vmlinux), "-initrd", str(folder / "initramfs")),
         *("-append", KERNEL_COMMAND_LINE),
         *("-serial", f"file:{console}"),
