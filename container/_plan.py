@@ -550,8 +550,10 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
 def _exec_hint(failure: Failure, plan: Plan) -> str | None:
     if failure.value:
         return "the file is there, but not the interpreter or dynamic loader that it names"
+    if failure.errno != EACCES or not plan.rows:  # none: it joined a container
+        return None
     root = plan.rows[plan.request.base.table.root]
-    return noexec_hint(root.source) if failure.errno == EACCES and root.opened else None
+    return noexec_hint(root.source) if root.opened else None
 
 
 def _source_hint(failure: Failure, plan: Plan) -> str | None:

@@ -138,46 +138,39 @@ def open_stream(name: str, fd: int, child: Child) -> IO[bytes]:
 class Capture:
     """Output kept up to a limit; what is beyond it is counted and let go.
 
-    ``limit`` in bytes, None for all; ``keep`` which end of a longer output stays.
+    ``limit`` in bytes, None for all; ``keep`` which end of a longer output stays. Takes no more
+    memory than that: the tail is kept in a ring.
     """
 
     def __init__(self, limit: int | None, keep: Literal["head", "tail"]) -> None:
         self._content = bytearray()  # not a list of pieces: those may be a byte each
         self._limit = limit
         self._head = keep == "head"
-        self._dropped = 0
-
-    @property
-    def dropped(self) -> int:
-        """Bytes that were let go."""
-        excess = 0 if self._limit is None else max(0, len(self._content) - self._limit)
-        return self._dropped + excess
+        self._oldest = 0  # where the ring begins, once it is full
+        self.dropped = 0  # bytes that were let go
 
     def add(self, data: bytes) -> None:
-        content, limit = self._content, self._limit
-        if limit is None:
-            content += data
-        elif self._head:
-            kept = memoryview(data)[: max(0, limit - len(content))]
-            content += kept
-            self._dropped += len(data) - len(kept)
-        else:
-            content += data[-limit:] if limit else b""
-            self._dropped += max(0, len(data) - limit)
-            # Not at each piece: what is left has to be moved to the front.
-            if len(content) > limit + limit // 4 + _CHUNK:
-                self._trim(limit)
+        if self._limit is None:
+            self._content += data
+            return
+        view = memoryview(data)
+        kept = view[: self._limit - len(self._content)]
+        self._content += kept
+        rest = view[len(kept) :]
+        self.dropped += len(rest)
+        if not self._head and self._limit:
+            self._replace_oldest(rest[-self._limit :])
 
-    def _trim(self, limit: int) -> None:
-        excess = len(self._content) - limit
-        if excess > 0:
-            del self._content[:excess]
-            self._dropped += excess
+    def _replace_oldest(self, data: memoryview) -> None:
+        while data:
+            part = data[: len(self._content) - self._oldest]
+            self._content[self._oldest : self._oldest + len(part)] = part
+            self._oldest = (self._oldest + len(part)) % len(self._content)
+            data = data[len(part) :]
 
     def content(self) -> bytes:
-        if self._limit is not None:
-            self._trim(self._limit)
-        return bytes(self._content)
+        view = memoryview(self._content)
+        return b"".join((view[self._oldest :], view[: self._oldest]))
 
 
 Sink = Callable[[bytes], object]

@@ -325,16 +325,20 @@ def test_a_flood_of_output_does_not_grow_the_caller(keep: str) -> None:
         before = peak()
         process = box.exec(["sh", "-c", "yes | head -c 1000000000"], **small)
         process.communicate()
+        dropped = [process.result.stdout_dropped]
+        grown = [peak() - before]
+        del process  # and the megabyte of its result
+        before = peak()
         result = run(["sh", "-c", "yes | head -c 1000000000"], **small)
-        grown = peak() - before
+        grown.append(peak() - before)
         box.destroy()
-        tell([grown, process.result.stdout_dropped, result.stdout_dropped])
+        tell([grown, [*dropped, result.stdout_dropped]])
         """,
         timeout=120,
     )
-    grown, *dropped = told[0]
+    grown, dropped = told[0]
     assert dropped == [1_000_000_000 - (1 << 20)] * 2
-    assert grown < 3 * 1024  # KiB
+    assert max(grown) < 3 * 1024  # KiB: what is kept, its copy, and some room
 
 
 # An ordinary user ---------------------------------------------------------------------------------
