@@ -11,7 +11,7 @@ from container._config import NAMESPACE_FLAGS, ExecConfig, StrPath
 from container._container import Container, find_container
 from container._errors import ConfigError, StateError, launch_error, publish
 from container._join import Manner, parse_exec, parse_namespaces
-from container._launcher import above_stdio, join_namespace
+from container._launcher import above_stdio, join_namespace, open_pidfd
 from container._process import ExecProcess, parse_capture, parse_text_mode
 from container._stranger import run_stranger
 
@@ -101,7 +101,7 @@ def _open_target(target: int | Container) -> int:
         return above_stdio(os.dup(target.pidfd))
     number = _parse_pid(target, "target")
     try:
-        return above_stdio(os.pidfd_open(number))
+        return open_pidfd(number)
     except ProcessLookupError:
         raise StateError(f"there is no process {number}") from None
 

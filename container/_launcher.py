@@ -513,6 +513,17 @@ def above_stdio(fd: int) -> int:
         os.close(fd)
 
 
+def open_pidfd(pid: int) -> int:
+    """A pidfd of a process; `ProcessLookupError` where it has ended."""
+    try:
+        return above_stdio(os.pidfd_open(pid))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.13 for one that ends just now, too; for a thread on any.
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+
+
 def _socket_pair() -> tuple[Socket, Socket]:
     ours, theirs = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if min(ours.fileno(), theirs.fileno()) > 2:
@@ -606,7 +617,10 @@ class Launcher:
         self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
         try:
             self.pid = self._spawn(theirs)
-            self.pidfd = above_stdio(os.pidfd_open(self.pid))
+            self.pidfd = open_pidfd(self.pid)
+        except ProcessLookupError as error:
+            self.socket.close()
+            raise launch_error("launcher", error.errno, "it was killed as it started") from error
         except BaseException:
             self.socket.close()
             raise
@@ -789,7 +803,7 @@ class Launcher:
         """Hold on to the launcher's second process, which lives as long as the launcher."""
         if self._guard_pidfd is None:
             with suppress(ProcessLookupError):
-                self._guard_pidfd = above_stdio(os.pidfd_open(pid))
+                self._guard_pidfd = open_pidfd(pid)
 
     def _close(self) -> None:
         if self._has_socket():

@@ -12,7 +12,7 @@ from typing import Self
 from container._config import SignalConfig, parse_signal
 from container._container import Container
 from container._errors import ConfigError, StateError, publish
-from container._launcher import above_stdio, catch_signal, release_signal
+from container._launcher import above_stdio, catch_signal, open_pidfd, release_signal
 from container._process import ExecProcess
 
 
@@ -79,7 +79,7 @@ def _open(pid: int) -> int:
     if pid <= 0:
         raise ConfigError(f"{pid} is no process id", field="target")
     try:
-        return above_stdio(os.pidfd_open(pid))
+        return open_pidfd(pid)
     except (ProcessLookupError, OverflowError):
         raise StateError(f"there is no process {pid}") from None
 

@@ -143,34 +143,51 @@ class Capture:
     """
 
     def __init__(self, limit: int | None, keep: Literal["head", "tail"]) -> None:
-        self._content = bytearray()  # not a list of pieces: those may be a byte each
+        # Not a list of pieces: those may be a byte each. Its value is its memory, not a copy.
+        self._content = io.BytesIO()
+        self._size = 0
         self._limit = limit
         self._head = keep == "head"
         self._oldest = 0  # where the ring begins, once it is full
         self.dropped = 0  # bytes that were let go
 
     def add(self, data: bytes) -> None:
-        if self._limit is None:
-            self._content += data
-            return
         view = memoryview(data)
-        kept = view[: self._limit - len(self._content)]
-        self._content += kept
+        kept = view if self._limit is None else view[: self._limit - self._size]
+        self._content.write(kept)
+        self._size += len(kept)
         rest = view[len(kept) :]
         self.dropped += len(rest)
-        if not self._head and self._limit:
+        if self._limit and not self._head:
             self._replace_oldest(rest[-self._limit :])
 
     def _replace_oldest(self, data: memoryview) -> None:
         while data:
-            part = data[: len(self._content) - self._oldest]
-            self._content[self._oldest : self._oldest + len(part)] = part
-            self._oldest = (self._oldest + len(part)) % len(self._content)
+            part = data[: self._size - self._oldest]
+            self._content.seek(self._oldest)
+            self._content.write(part)
+            self._oldest = (self._oldest + len(part)) % self._size
             data = data[len(part) :]
 
     def content(self) -> bytes:
-        view = memoryview(self._content)
-        return b"".join((view[self._oldest :], view[: self._oldest]))
+        if self._oldest:
+            with self._content.getbuffer() as ring:
+                _rotate(ring, self._oldest)
+            self._oldest = 0
+        return self._content.getvalue()
+
+
+def _rotate(ring: memoryview, first: int) -> None:
+    """Have ``first`` come first, with a copy of the smaller part only."""
+    rest = len(ring) - first
+    if first <= rest:
+        moved = bytes(ring[:first])
+        ring[:rest] = ring[first:]
+        ring[rest:] = moved
+    else:
+        moved = bytes(ring[first:])
+        ring[rest:] = ring[:first]
+        ring[:rest] = moved
 
 
 Sink = Callable[[bytes], object]

@@ -90,7 +90,7 @@ def _kill(members: list[_Entry]) -> int:
     pidfds = []
     try:
         for member in members:
-            with suppress(ProcessLookupError, PermissionError):
+            with suppress(OSError):  # it has ended, or we may not
                 pidfds.append(pidfd := os.pidfd_open(member.pid))
                 again = _look_at(member.pid)
                 if again is not None and again.start == member.start:

@@ -462,7 +462,9 @@ def test_all_that_was_written_before_the_end_is_shown(terminals: Terminals, tmp_
     tmp_path.chmod(0o777)
     sleeper = Sleeper()
     # Nobody reads the terminal: dd fills it and the pipe, and ends with both full.
-    write = "timeout --signal INT 1 dd if=/dev/zero bs=1000 2>/out/log"
+    # Again where it was not even ready to write when its time was over.
+    write = "timeout --signal INT $time dd if=/dev/zero bs=1000 2>/out/log"
+    write = f"for time in 1 4 16; do {write}; grep -q bytes /out/log && break; done"
     script = f"{write}; : >/out/over; exit 3; : {sleeper.token}"
     terminal = terminals("run", "-v", f"{tmp_path}:/out", "--", "sh", "-c", script)
     assert wait_until(lambda: (tmp_path / "over").exists() and not sleeper.inside())
