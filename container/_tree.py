@@ -12,10 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from select import POLLIN, poll
 from signal import SIGKILL, SIGSTOP, pidfd_send_signal
+from time import sleep
 
 _ROUNDS = 200  # of looking for what was started meanwhile
+_PAUSE = 0.005  # seconds for a signal to take effect
 _DEATH = 1000  # milliseconds that a killed process is waited for at a time
 _PARENT, _SESSION, _START = 1, 3, 19  # fields of /proc/PID/stat behind the name
+_AT_END = (b"Z", b"X")
+_AT_REST = (b"T", b"t", *_AT_END)  # states in which nothing is started
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +39,51 @@ def end_tree(pid: int, pidfd: int) -> bool:
     """
     root = _look_at(pid)
     try:
-        pidfd_send_signal(pidfd, SIGSTOP)  # it starts nothing more, and stays the reaper
         for _ in range(_ROUNDS):
+            pidfd_send_signal(pidfd, SIGSTOP)  # it starts nothing more, and stays the reaper
             members = _members_of(root) if root is not None else []
-            if not members:
+            if members and not _kill(members):
+                return False
+            if not members and _is_at_rest(pid) and not _has_children(pid):
                 pidfd_send_signal(pidfd, SIGKILL)
                 return True
-            if not _kill(members):
-                return False
+            if not members:
+                sleep(_PAUSE)
     except ProcessLookupError:
         return True
     return False
+
+
+def _is_at_rest(pid: int) -> bool:
+    """Whether each of its threads has stopped, or ended: a fork that had begun goes through."""
+    return all(_state_of(thread) in _AT_REST for thread in _threads_of(pid))
+
+
+def _has_children(pid: int) -> bool:
+    """Whether one may live of a process at rest: a look at /proc misses who was just born.
+
+    What lives of a tree has its reaper for a parent, or somebody who has. Where the kernel has no
+    list of children (CONFIG_PROC_CHILDREN), nobody is in it.
+    """
+    children = _children_of(pid)
+    if any(_state_of(f"/proc/{child.decode()}") not in _AT_END for child in children):
+        return True
+    return _children_of(pid) != children  # one had a child of its own, and died
+
+
+def _children_of(pid: int) -> list[bytes]:
+    children = []
+    for thread in _threads_of(pid):
+        with suppress(OSError), open(f"{thread}/children", "rb") as file:
+            children += file.read().split()
+    return children
+
+
+def _threads_of(pid: int) -> list[str]:
+    try:
+        return [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []  # it is gone
 
 
 def _members_of(root: _Entry) -> list[_Entry]:
@@ -75,13 +113,25 @@ def _entries() -> list[_Entry]:
     return entries
 
 
-def _look_at(pid: int) -> _Entry | None:
+def _fields_of(directory: str) -> list[bytes] | None:
+    """What /proc says of a process or thread behind its name; None when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        with open(f"{directory}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    dead = fields[0] in (b"Z", b"X")
+
+
+def _state_of(directory: str) -> bytes:
+    fields = _fields_of(directory)
+    return b"X" if fields is None else fields[0]
+
+
+def _look_at(pid: int) -> _Entry | None:
+    fields = _fields_of(f"/proc/{pid}")
+    if fields is None:
+        return None
+    dead = fields[0] in _AT_END
     return _Entry(pid, int(fields[_PARENT]), int(fields[_SESSION]), int(fields[_START]), dead)
 
 
