@@ -19,6 +19,10 @@ from container._users import Account, find_account
 _LARGEST = 1 << 20  # bytes of a passwd or group file
 
 
+class _DeletedError(Exception):
+    """A layer of an overlay says that there is no such file in those below it."""
+
+
 def look_up(user: int | str | None, config: Config) -> Account:
     """The account of a ``Process.user``; `ConfigError` for a name that leads to no plain id."""
     if user is None:
@@ -87,20 +91,22 @@ def _covers(mount: Mount, path: str) -> bool:
     return f"{path}/".startswith(f"{mount.target}/")
 
 
-def _read_below(top: str, rest: str, path: str) -> str | None:
+def _read_below(top: str, rest: str, path: str, *, in_layer: bool = False) -> str | None:
     try:
         fd = os.open(top, os.O_PATH | os.O_CLOEXEC)
         try:
             if not rest:
-                return _text_of(fd, path)
+                return _text_of(fd, path, in_layer=in_layer)
             found = open_below(fd, rest)
             try:
-                return _text_of(found, path)
+                return _text_of(found, path, in_layer=in_layer)
             finally:
                 os.close(found)
         finally:
             os.close(fd)
     except FileNotFoundError:
+        return None
+    except NotADirectoryError:  # its directory is something else, or deleted
         return None
     except OSError as error:
         raise ConfigError(
@@ -108,9 +114,11 @@ def _read_below(top: str, rest: str, path: str) -> str | None:
         ) from None
 
 
-def _text_of(fd: int, path: str) -> str:
+def _text_of(fd: int, path: str, *, in_layer: bool) -> str:
     # Looked at before it is opened: to open a fifo or a device is to do something with it.
     status = os.fstat(fd)
+    if in_layer and stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        raise _DeletedError
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{path} of the container's root is no regular file", field="user")
     if status.st_size > _LARGEST:

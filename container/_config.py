@@ -28,7 +28,7 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3
 
 OCI_VERSION = "1.3.0"
 
-_MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to the kernel
+LAST_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to the kernel
 _MAX_INT = 2**31 - 1
 _MAX_SIZE = 2**63 - 1  # loff_t
 _RLIM_INFINITY = 2**64 - 1
@@ -37,7 +37,7 @@ MAX_GROUPS = 65536  # NGROUPS_MAX, include/uapi/linux/limits.h
 _HOST_NAME_MAX = 64
 _MAX_SIGNAL = 64
 _MAX_RULES = 1000
-_MAX_EXTENTS = 340  # lines of a uid_map, user_namespaces(7)
+MOST_EXTENTS = 340  # lines of a uid_map, user_namespaces(7)
 
 StrPath = str | os.PathLike[str]
 Check = Callable[[Any, str], Any]
@@ -284,7 +284,7 @@ def _label(value: str, field: str) -> str:
 
 
 _bool = _instance(bool)
-_id = _int(0, _MAX_ID)
+_id = _int(0, LAST_ID)
 
 
 def _unique(items: Sequence[Any], attribute: str, field: str) -> None:
@@ -555,20 +555,20 @@ class IDMapping(_Checked):
 
     container_id: Annotated[int, _id]
     host_id: Annotated[int, _id]
-    size: Annotated[int, _int(1, _MAX_ID + 1)]
+    size: Annotated[int, _int(1, LAST_ID + 1)]
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
         first = max(self.container_id, self.host_id)
-        if first + self.size > _MAX_ID + 1:
-            _fail("size", f"{self.size} ids from {first} go beyond the last id, {_MAX_ID}")
+        if first + self.size > LAST_ID + 1:
+            _fail("size", f"{self.size} ids from {first} go beyond the last id, {LAST_ID}")
 
     def _overlaps(self, other: "IDMapping") -> bool:
         pairs = (self.container_id, other.container_id), (self.host_id, other.host_id)
         return any(a < b + other.size and b < a + self.size for a, b in pairs)
 
 
-_IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=_MAX_EXTENTS)]
+_IDMappings = Annotated[Sequence[IDMapping], _sequence(_instance(IDMapping), most=MOST_EXTENTS)]
 
 
 def _check_mappings(holder: Any) -> None:

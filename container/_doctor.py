@@ -4,7 +4,6 @@
 import os
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -108,13 +107,13 @@ def _checks() -> Iterator[Check]:
     yield from _namespaces(failure)
     yield _time_namespace(failure)
     yield _id_maps()
+    yield _id_ranges()
     yield _idmapped_mounts()
     yield _overlay(os.uname().release)
     yield from _default_container()
     yield _cgroup()
     for sysctl in _SYSCTLS:
         yield _limit(sysctl, read_sysctl(sysctl.name), os.geteuid() == 0)
-    yield _uidmap_tools()
 
 
 def _numbers(release: str) -> tuple[int, ...]:
@@ -284,6 +283,26 @@ def _id_maps() -> Check:
         f"a single id: host uid {host} is root inside, every other id shows as nobody;"
         " supplementary groups cannot be dropped",
     )
+
+
+def _id_ranges() -> Check:
+    """Of an ordinary user, by a container whose process needs more than the single id."""
+    title = "id ranges"
+    if os.geteuid() == 0:
+        return Check(title, True, "not needed: root maps ids without newuidmap and newgidmap")
+    ranges = _ids.own_ranges()
+    if ranges.programs is None:
+        return Check(title, False, f"no user but 0 inside: {ranges.lacking}", ranges.remedy)
+    try:
+        with Container() as box:
+            box.create(Process(["/"], user="1:1"))
+            lines = Path(f"/proc/{box.pid}/uid_map").read_text(encoding="ascii").splitlines()
+    except (ContainerError, OSError) as error:
+        remedy = error.hint if isinstance(error, LaunchError) else None
+        return Check(title, False, str(error), remedy or "see what newuidmap says: id maps")
+    count = sum(int(line.split()[2]) for line in lines)
+    names = " and ".join(ranges.programs)
+    return Check(title, True, f"{count} ids where a process needs another user, by {names}")
 
 
 def _idmapped_mounts() -> Check:
@@ -459,14 +478,6 @@ def _limit(sysctl: _Sysctl, value: str | None, root: bool) -> Check:
     if root and not sysctl.for_root:
         return Check(title, True, f"{value}: {sysctl.follows}; root is not concerned")
     return Check(title, False, f"{value}: {sysctl.follows}", sysctl.remedy)
-
-
-def _uidmap_tools() -> Check:
-    title, unused = "uidmap tools", "this version does not use them"
-    missing = [name for name in ("newuidmap", "newgidmap") if shutil.which(name) is None]
-    if missing:
-        return Check(title, False, f"{' and '.join(missing)} not found; {unused}")
-    return Check(title, True, f"newuidmap and newgidmap are there; {unused}")
 
 
 publish(Check, Report, doctor)

@@ -9,13 +9,15 @@ given there. Only ids that exist in the caller's own user namespace count.
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from errno import EPERM
 from functools import cache, reduce
 from operator import attrgetter
 from pathlib import Path
 
-from container._config import IDMapping
+from container._config import LAST_ID, MOST_EXTENTS, IDMapping
 
 RANGE_SIZE = 65536
 _CONTAINER_FIRST, _CONTAINER_END = 0x80000 >> 16, 0x70000000 >> 16
@@ -128,6 +130,107 @@ def can_lease() -> bool:
 def range_mapping(slot: int) -> tuple[IDMapping, ...]:
     """The container's ids 0 to 65535 on the host ids of a slot."""
     return (IDMapping(0, slot * RANGE_SIZE, RANGE_SIZE),)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """The id maps that an ordinary user may have by newuidmap and newgidmap."""
+
+    maps: tuple[tuple[IDMapping, ...], tuple[IDMapping, ...]]
+    programs: tuple[str, str] | None  # None: there are no ranges, or nobody to map them
+    lacking: str = ""  # why there are none
+    remedy: str = ""  # what to do about that
+
+
+NO_PROGRAMS = "ranges need newuidmap and newgidmap (Debian's package uidmap)"
+_NO_RANGES = "/etc/subuid and /etc/subgid have no ranges for this user"
+_GIVE_RANGES = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, as root"
+
+
+def own_ranges() -> Ranges:
+    """The own id as 0, and from 1 on the ranges of subuid(5) and subgid(5) in their order."""
+    owners = _own_names()
+    maps = tuple(
+        stack_ranges(_read(path), owners, own)
+        for path, own in (("/etc/subuid", os.geteuid()), ("/etc/subgid", os.getegid()))
+    )
+    programs = find_map_programs()
+    if min(map(len, maps)) == 1:
+        return Ranges((maps[0], maps[1]), None, _NO_RANGES, _GIVE_RANGES)
+    if programs is None:
+        return Ranges((maps[0], maps[1]), None, NO_PROGRAMS, "apt-get install uidmap")
+    return Ranges((maps[0], maps[1]), programs)
+
+
+def _own_names() -> frozenset[str]:
+    import pwd  # noqa: PLC0415 - only here
+
+    names = {str(os.geteuid())}
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(os.geteuid()).pw_name)
+    return frozenset(names)
+
+
+def stack_ranges(text: str, owners: Collection[str], own: int) -> tuple[IDMapping, ...]:
+    """The map with ``own`` as 0 and the ranges that the text gives to one of ``owners``."""
+    mappings = list(own_id_mapping(own))
+    at = 1
+    for owner, first, end in parse_subids(text):
+        taken = any(first < m.host_id + m.size and m.host_id < end for m in mappings)
+        size = min(end, LAST_ID + 1) - first
+        if owner in owners and not taken and size > 0 and at + size <= LAST_ID + 1:
+            mappings.append(IDMapping(at, first, size))
+            at += size
+    return tuple(mappings[:MOST_EXTENTS])
+
+
+def find_map_programs() -> tuple[str, str] | None:
+    """newuidmap and newgidmap in the PATH of this process, which they run for."""
+    found = []
+    for name in ("newuidmap", "newgidmap"):
+        paths = (os.path.join(each, name) for each in os.get_exec_path() if os.path.isabs(each))
+        path = next((each for each in paths if os.access(each, os.X_OK)), None)
+        if path is None:
+            return None
+        found.append(path)
+    return found[0], found[1]
+
+
+def map_program(path: str, mappings: Iterable[IDMapping]) -> tuple[str, ...]:
+    """How to call such a program; the second string is the pid's place."""
+    numbers = (str(n) for m in mappings for n in (m.container_id, m.host_id, m.size))
+    return (path, "", *numbers)
+
+
+def map_hint(program: str, mappings: Iterable[IDMapping], *, groups: bool) -> str | None:
+    """Why newuidmap, or for ``groups`` newgidmap, refused these, where that is sure."""
+    if "NoNewPrivs:\t1" in _read("/proc/self/status"):
+        return "no_new_privs is set, so that no set-user-ID program has its rights"
+    lacking = _lacking_rights(program)
+    if lacking is not None:
+        return lacking
+    path, own = ("/etc/subgid", os.getegid()) if groups else ("/etc/subuid", os.geteuid())
+    owners = _own_names()
+    ranges = [(first, end) for owner, first, end in parse_subids(_read(path)) if owner in owners]
+    for m in mappings:
+        inside = any(first <= m.host_id and m.host_id + m.size <= end for first, end in ranges)
+        if not inside and (m.host_id, m.size) != (own, 1):
+            return f"ids from {m.host_id} on, {m.size} of them, are not this user's in {path}"
+    return None
+
+
+def _lacking_rights(program: str) -> str | None:
+    try:
+        if os.statvfs(program).f_flag & os.ST_NOSUID:
+            return "its file system is mounted nosuid, so that it has no rights of its own"
+        status = os.stat(program)
+        if status.st_mode & stat.S_ISUID and status.st_uid == 0:
+            return None
+        if "security.capability" in os.listxattr(program):
+            return None
+    except OSError:
+        return None
+    return "it is neither set-user-ID root nor has file capabilities: install it anew"
 
 
 def own_id_mapping(host_id: int) -> tuple[IDMapping, ...]:

@@ -15,6 +15,7 @@ from container._config import (
     parse_user,
 )
 from container._errors import ConfigError, LaunchError, StateError, UnsupportedError, launch_error
+from container._identity import Identity
 from container._launcher import (
     Base,
     Child,
@@ -24,7 +25,7 @@ from container._launcher import (
     StartFlag,
     join_process,
 )
-from container._plan import Identity, Plan, explain, plan_process
+from container._plan import Plan, explain, plan_process
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
 from container._streams import NAMES, Stdio, open_stdio, open_stream
 from container._tree import end_tree
@@ -96,7 +97,7 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     joined = flags_of(names) & base.clone_flags
     if not joined:
         raise ConfigError("the container shares all of these with its caller", field="namespaces")
-    identity = host.plan.identity
+    identity = replace(host.plan.identity, programs=((), ()))  # the maps are written
     if not joined & NAMESPACE_FLAGS["user"]:
         identity = _outside(identity)
     base = replace(base, clone_flags=joined, table=NO_ROWS, hostname="", domainname="")
@@ -117,14 +118,14 @@ def flags_of(names: frozenset[str]) -> int:
 
 def _outside(identity: Identity) -> Identity:
     """Of a process with the ids of the caller's user namespace."""
-    flags = identity.flags & ~(StartFlag.FRESH_USER | StartFlag.LEASE)
+    flags = identity.flags & ~(StartFlag.FRESH_USER | StartFlag.LEASE | StartFlag.MAP_BY_PROGRAM)
     return replace(identity, maps=((), ()), known=((), ()), flags=flags)
 
 
 def _member_flags(base: Base, joined: int) -> StartFlag:
     flags = base.flags & (StartFlag.SET_GROUPS | StartFlag.CHROOT | StartFlag.NO_NEW_PRIVS)
     if joined & NAMESPACE_FLAGS["user"]:
-        flags |= StartFlag.FRESH_USER
+        flags |= StartFlag.FRESH_USER | (base.flags & StartFlag.MAP_BY_PROGRAM)
     # As for a start: only with leased ids, where the launcher never is dumpable. It looks once
     # more (csrc/exec.c).
     if base.flags & StartFlag.LEASE and not joined & NAMESPACE_FLAGS["time"]:
@@ -171,8 +172,10 @@ def run_member(
 
 
 def _join(plan: Plan, stdio: Stdio, owner: Child) -> Child:
-    inside = plan.request.flags & StartFlag.FRESH_USER and plan.identity.by_fd
-    pipes = stdio.pipes if inside else 0  # else they are its own as they are
+    flags = plan.request.flags
+    inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
+    # Else they are its own as they are.
+    pipes = stdio.pipes if inside or flags & StartFlag.MAP_BY_PROGRAM else 0
     return join_process(plan.request, plan.identity.maps, stdio.child, pipes=pipes, owner=owner)
 
 

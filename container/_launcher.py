@@ -57,6 +57,7 @@ class StartFlag(IntFlag):
     SHARE_MEMORY = lib.START_SHARE_MEMORY
     QUIET = lib.START_QUIET
     LEASE = lib.START_LEASE
+    MAP_BY_PROGRAM = lib.START_MAP_BY_PROGRAM
 
 
 _MFD_EXEC = 0x10
@@ -139,6 +140,7 @@ class StartRequest:
     gid: int
     umask: int
     join: "Join | None" = None  # an exec: no container of its own
+    map_programs: Sequence[Sequence[str]] = ((), ())  # for uids and gids: see _ids.map_program
     _kept: tuple[object, bytes] | None = None
 
     def encode(
@@ -231,6 +233,15 @@ class RowTable:
         return b"".join((bytes(ffi.buffer(ffi.new("struct row[]", encoded))), *blob.parts))
 
 
+def _place_vectors(at: int, vectors: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """Where each of them begins, and how many strings it has; behind each is a 0."""
+    placed = []
+    for vector in vectors:
+        placed.append((at, len(vector)))
+        at += 8 * (len(vector) + 1)
+    return placed
+
+
 def encode_start(
     request: StartRequest,
     maps: tuple[Sequence[IDMapping], Sequence[IDMapping]],
@@ -249,14 +260,15 @@ def encode_start(
     filter_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
     rules_at = filter_at + len(base.filter)
     vectors_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
-    numbers_at = vectors_at + 8 * (len(request.args) + len(request.env) + 2)
+    vectors = [request.args, request.env, *filter(None, request.map_programs)]
+    numbers_at = vectors_at + 8 * sum(len(each) + 1 for each in vectors)
     blob = _Blob(numbers_at + 4 * (len(request.programs) + len(request.groups)))
-    args = [blob.string(text) for text in request.args]
-    env = [blob.string(text) for text in request.env]
+    strings = [offset for each in vectors for offset in (*map(blob.string, each), 0)]
+    args, env, *programs = _place_vectors(vectors_at, vectors)
+    map_programs = [programs.pop(0) if each else (0, 0) for each in request.map_programs]
     spans = (
         (numbers_at, len(request.programs)),
-        (vectors_at, len(args)),
-        (vectors_at + 8 * (len(args) + 1), len(env)),
+        *(args, env),
         (numbers_at + 4 * len(request.programs), len(request.groups)),
     )
     numbers = [*map(blob.string, request.programs), *request.groups]
@@ -288,7 +300,7 @@ def encode_start(
         "struct start *",
         (
             *(op, request.flags, blob.offset, fail_step, base.clone_flags),
-            *(uid_map, gid_map, (_START_SIZE, len(base.table.rows))),
+            *(uid_map, gid_map, *map_programs, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
             *(source_count, base.table.root, base.filter_flags, pipes, *owner),
@@ -305,7 +317,7 @@ def encode_start(
             bytes(ffi.buffer(limits)),
             base.filter,
             bytes(ffi.buffer(rules)),
-            array("Q", (*args, 0, *env, 0)).tobytes(),
+            array("Q", strings).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,
         )
@@ -1060,7 +1072,8 @@ def _attempt(
 ) -> Child:
     if request.flags & StartFlag.LEASE:
         launcher.find_leases()
-    data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if by_fd else 0)
+    owns_pipes = by_fd or request.flags & StartFlag.MAP_BY_PROGRAM
+    data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if owns_pipes else 0)
     fds = [source.fd for source in sources if source is not None] if by_fd else []
     child = launcher.start(data, fds, stdio)
     if request.flags & StartFlag.QUIET:

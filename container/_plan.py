@@ -14,18 +14,11 @@ from typing import Self, cast
 from container import _ids
 from container._accounts import look_up
 from container._capabilities import Capability, to_mask
-from container._config import (
-    MAX_GROUPS,
-    Config,
-    HostRoot,
-    IDMapping,
-    Namespaces,
-    Overlay,
-    Process,
-)
+from container._config import Config, HostRoot, Namespaces, Overlay, Process
 from container._devices import find_nodes
-from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._errors import ConfigError, LaunchError, launch_error
 from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
+from container._identity import Identity, groups_of, identify, needs_ranges
 from container._labels import require_labels
 from container._landlock import ALL_ACCESS, landlock_rules
 from container._launcher import (
@@ -34,7 +27,6 @@ from container._launcher import (
     Base,
     Child,
     Failure,
-    Maps,
     RowTable,
     Source,
     StartFlag,
@@ -61,62 +53,6 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INFINITY = 2**64 - 1
 _CLONE_NEWTIME = 0x80
 _MACHINES_BY_PERSONALITY = {"i686": "x86_64", "armv8l": "aarch64", "armv7l": "aarch64"}
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which ids of the host the container has, and what follows for its set-up."""
-
-    maps: Maps  # none where a range is leased
-    flags: StartFlag
-    idmap: bool
-    known: Maps  # as `maps`; for a lease, with ids that say how many there are
-    by_fd: bool  # the launcher, as root, copies the sources
-
-
-def identify(config: Config) -> Identity:
-    """Choose the id maps by design: a root caller is never mapped unless it says so itself."""
-    root = os.geteuid() == 0
-    if not config.namespaces.user:
-        flags = StartFlag.SET_GROUPS | StartFlag.PRIVATE
-        return Identity(((), ()), flags, False, ((), ()), root)
-    if config.uid_mappings:
-        return _given_identity(config, root)
-    if root and _ids.can_lease():
-        any_range = _ids.range_mapping(0)
-        flags = StartFlag.FRESH_USER | StartFlag.SET_GROUPS | StartFlag.LEASE
-        return Identity(((), ()), flags, True, (any_range, any_range), True)
-    if root and _ids.maps_host_root():
-        raise UnsupportedError(
-            "no 65536 ids are free for a container here, and host root is never mapped by"
-            " itself; give uid_mappings and gid_mappings",
-            field="namespaces.user",
-        )
-    maps = (_ids.own_id_mapping(os.geteuid()), _ids.own_id_mapping(os.getegid()))
-    return Identity(maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False)
-
-
-def _given_identity(config: Config, root: bool) -> Identity:
-    maps = (config.uid_mappings, config.gid_mappings)
-    for name, mappings in zip(("uid_mappings", "gid_mappings"), maps, strict=True):
-        if not _has_id(0, mappings):
-            raise UnsupportedError("container id 0 must be mapped", field=name)
-    if root:
-        return Identity(maps, StartFlag.FRESH_USER | StartFlag.SET_GROUPS, False, maps, True)
-    for name, mappings, own in (
-        ("uid_mappings", config.uid_mappings, os.geteuid()),
-        ("gid_mappings", config.gid_mappings, os.getegid()),
-    ):
-        if tuple(mappings) != _ids.own_id_mapping(own):
-            raise UnsupportedError(
-                f"without root only the own id can be mapped yet: IDMapping(0, {own}, 1)",
-                field=name,
-            )
-    return Identity(maps, StartFlag.FRESH_USER | StartFlag.DENY_SETGROUPS, False, maps, False)
-
-
-def _has_id(container_id: int, mappings: Sequence[IDMapping]) -> bool:
-    return any(m.container_id <= container_id < m.container_id + m.size for m in mappings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +124,16 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
 
 def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Caller) -> Plan:
     config = _resolve_upper(config)
-    foundation = _lay_foundation(
-        config, caller.euid, caller.egid, caller.user_namespace, caller.cwd
-    )
-    base, identity = foundation.base, foundation.identity
-    flags |= base.flags
-    if flags & StartFlag.LEASE and _may_share_memory(flags, base.clone_flags):
+    account = look_up(process.user, config)
+    ranges = None
+    if caller.euid != 0 and not config.uid_mappings and needs_ranges(account, process):
+        ranges = _ids.own_ranges()
+    foundation = _lay_foundation(config, caller, ranges)
+    flags |= foundation.base.flags
+    if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
-    return Plan(_plan_process(config, process, identity, base, flags, caller.files), identity)
+    request = _plan_process(process, account, foundation, flags, caller.files)
+    return Plan(request, foundation.identity)
 
 
 def plan_process(
@@ -203,22 +141,21 @@ def plan_process(
 ) -> StartRequest:
     """The part of a plan that is about the process."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _plan_process(config, process, identity, base, flags, files)
+    account = look_up(process.user, config)
+    return _plan_process(process, account, _Foundation(base, identity), flags, files)
 
 
-def _plan_process(  # noqa: PLR0917 - what a plan has
-    config: Config,
+def _plan_process(
     process: Process,
-    identity: Identity,
-    base: Base,
+    account: Account,
+    foundation: _Foundation,
     flags: StartFlag,
     files: tuple[int, int],
 ) -> StartRequest:
-    account = look_up(process.user, config)
-    groups = _groups_of(process, account, identity)
+    groups = groups_of(process, account, foundation.identity)
     env = _environment(process, account)
     return StartRequest(
-        base=base,
+        base=foundation.base,
         flags=flags,
         programs=_programs(str(process.args[0]), env["PATH"]),
         args=cast(Sequence[str], process.args),
@@ -229,14 +166,13 @@ def _plan_process(  # noqa: PLR0917 - what a plan has
         uid=account.uid,
         gid=account.gid,
         umask=process.umask,
+        map_programs=foundation.identity.programs,
     )
 
 
 @lru_cache(maxsize=64)
-def _lay_foundation(
-    config: Config, euid: int, egid: int, user_namespace: str, cwd: str
-) -> _Foundation:
-    identity = identify(config)
+def _lay_foundation(config: Config, caller: _Caller, ranges: _ids.Ranges | None) -> _Foundation:
+    identity = identify(config, ranges)
     namespaces = config.namespaces
     flags = identity.flags
     for wanted, flag in (
@@ -250,8 +186,10 @@ def _lay_foundation(
     require_labels(config)
     nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
     around = Surroundings(identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()))
-    stage = [_absolute(row, cwd) for row in plan_stage(config, around)]
-    rows = [_absolute(row, cwd) for row in plan_rows(config, host_layout(euid), around)]
+    stage = [_absolute(row, caller.cwd) for row in plan_stage(config, around)]
+    rows = [
+        _absolute(row, caller.cwd) for row in plan_rows(config, host_layout(caller.euid), around)
+    ]
     table = RowTable(rows, stage)
     rows = list(table.rows)
     for count, most in ((len(rows), MAX_ROWS), (sum(row.opened for row in rows), MAX_SOURCES)):
@@ -334,34 +272,6 @@ def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # process that shares memory cannot enter before Linux 6.3.
     unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
-
-
-def _groups_of(process: Process, account: Account, identity: Identity) -> Sequence[int]:
-    """The supplementary groups to set; `ConfigError` for an id that the container has not."""
-    uids, gids = identity.known
-    single = bool(identity.flags & StartFlag.DENY_SETGROUPS)
-    given = () if single else account.groups  # with a single id they could mean nothing
-    if identity.flags & StartFlag.FRESH_USER:
-        wanted = [("user", account.uid, uids), ("user", account.gid, gids)]
-        wanted += [(f"groups[{i}]", group, gids) for i, group in enumerate(process.groups)]
-        wanted += [("user", group, gids) for group in given]
-        for field, number, mappings in wanted:
-            if not _has_id(number, mappings):
-                raise ConfigError(
-                    f"id {number} is not mapped into this container's user namespace", field=field
-                )
-    if single:
-        if process.groups:
-            raise UnsupportedError(
-                "groups cannot be set in a container with a single id (setgroups(2) is denied)",
-                field="groups",
-            )
-        return ()
-    # The primary group among them: a file that denies it must deny it however it is checked.
-    groups = tuple(dict.fromkeys((account.gid, *given, *process.groups)))
-    if len(groups) > MAX_GROUPS:
-        raise ConfigError(f"at most {MAX_GROUPS} with those of the user", field="groups")
-    return groups
 
 
 def _environment(process: Process, account: Account) -> dict[str, str]:
@@ -496,6 +406,9 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
         verb = "copy the mount of" if failure.step == "sources" else verb
         detail = f"cannot {verb} {row.what}"
         path = row.path or (row.source if row.opened else place_of(plan.rows, row))
+    elif failure.step == "id-maps" and failure.row >= 0:
+        path = request.map_programs[failure.row][0]
+        detail = f"{path!r} refused to map the ids"
     elif failure.step == "hostname":
         detail = f"cannot set the hostname {request.base.hostname!r}"
         if request.base.domainname:
@@ -539,7 +452,7 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
         killed = "it was killed before the program ran, perhaps for lack of memory"
         return None if failure.step == "gate" else killed
     known = _HINTS.get((failure.step, failure.errno))
-    find = {"exec": _exec_hint, "sources": _source_hint, "filesystem": _row_hint}.get(failure.step)
+    find = _FINDERS.get(failure.step)
     if known is None and find is not None:
         known = find(failure, plan)
     if failure.step == "clone":
@@ -554,6 +467,13 @@ def _exec_hint(failure: Failure, plan: Plan) -> str | None:
         return None
     root = plan.rows[plan.request.base.table.root]
     return noexec_hint(root.source) if root.opened else None
+
+
+def _map_hint(failure: Failure, plan: Plan) -> str | None:
+    if failure.row < 0:  # written without a program
+        return None
+    program = plan.request.map_programs[failure.row][0]
+    return _ids.map_hint(program, plan.identity.maps[failure.row], groups=failure.row == 1)
 
 
 def _source_hint(failure: Failure, plan: Plan) -> str | None:
@@ -579,6 +499,14 @@ def _row_hint(failure: Failure, plan: Plan) -> str | None:
     if row.op == Op.OVERLAY and plan.identity.idmap and _kernel() < (5, 19):
         return "an overlay of id-mapped directories needs Linux 5.19"
     return None
+
+
+_FINDERS = {
+    "exec": _exec_hint,
+    "id-maps": _map_hint,
+    "sources": _source_hint,
+    "filesystem": _row_hint,
+}
 
 
 def _kernel() -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from container._capabilities import Capabilities, from_mask
 from container._config import NAMESPACE_FLAGS, Config, ExecConfig, Process
 from container._errors import ConfigError, StateError, launch_error
+from container._identity import Identity
 from container._join import (
     GONE,
     NO_ROWS,
@@ -22,7 +23,7 @@ from container._join import (
     with_capabilities,
 )
 from container._launcher import Base, Join, StartFlag, above_stdio, join_foreign, wait_readable
-from container._plan import Identity, Plan, filter_of, plan_process
+from container._plan import Plan, filter_of, plan_process
 from container._process import ExecProcess
 from container._seccomp._compiler import Filter
 from container._streams import open_stdio

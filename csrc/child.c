@@ -76,7 +76,7 @@ long die_with_launcher(const struct child *child)
 static long become_dumpable(const struct child *child)
 {
     long result;
-    if ((child->start->flags & START_DENY_SETGROUPS) == 0)
+    if ((child->start->flags & DUMPABLE_FLAGS) == 0)
         return 0;
     result = sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
     return result < 0 ? result : send_message(child->sync, "", 1, 0, 0);
@@ -318,10 +318,23 @@ long drop_bounding(struct child *child)
     return 0;
 }
 
+/* The process has to own its streams, or it could not open its /dev/stdout. Here where only root of
+ * the user namespace may give them away; else the launcher has done it. */
+static void take_pipes(const struct child *child)
+{
+    const struct start *start = child->start;
+    if ((start->flags & START_MAP_BY_PROGRAM) == 0)
+        return;
+    for (int i = 0; i < STDIO_COUNT; i++)
+        if (start->pipes >> i & 1) /* or it stays as it is: not for want of rights */
+            (void)sys(__NR_fchown, child->stdio[i], start->uid, start->gid);
+}
+
 long set_ids(struct child *child)
 {
     const struct start *start = child->start;
     long result = 0;
+    take_pipes(child);
     (void)sys(__NR_umask, start->umask); /* cannot fail */
     if (start->flags & START_SET_GROUPS)
         result =

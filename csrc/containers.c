@@ -166,8 +166,11 @@ void handle_children(void)
             launcher.guard = start_guard() < 0 ? 0 : launcher.guard;
         for (uint32_t i = 0; i < launcher.highest; i++) {
             struct container *container = &launcher.containers[i];
+            if (container->phase != PHASE_FREE && container->mapper == pid)
+                mapper_ended(container, status);
             if (container->phase == PHASE_FREE || container->pid != pid)
                 continue;
+            stop_mapper(container);
             settle_start(container);
             kill_members(container);
             close_fds(&container->pidfd, 1); /* before anybody is told and looks at our fds */

@@ -8,6 +8,9 @@
 /* The fds that the caller leaves to the launcher; 0 to 2 are /dev/null. */
 enum { FD_CALLER = 3, FD_CALLER_PIDFD = 4, FD_CALLER_STATUS = 5, FD_FIRST_FREE = 6 };
 
+/* Of a launcher without root: its child is dumpable until the ids are mapped. */
+enum { DUMPABLE_FLAGS = START_DENY_SETGROUPS | START_MAP_BY_PROGRAM };
+
 enum { STDIO_COUNT = 3, STACK_SIZE = 32768, SMALL_STACK = 4096 };
 
 /* Where a child is. In memory that it shares with the launcher: a plain store gets through even

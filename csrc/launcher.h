@@ -68,11 +68,12 @@ enum start_flag {
     START_LOCK_MOUNTS = 1u << 6,
     START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
     START_NO_NEW_PRIVS = 1u << 8,
-    START_PRIVATE = 1u << 9,       /* no user namespace: cut the propagation of mounts by hand */
-    START_SHARE_MEMORY = 1u << 10, /* until execve, as vfork: only for a root caller's child that
-                                      neither waits at the gate nor becomes dumpable */
-    START_QUIET = 1u << 11,        /* no report between CLONED and the end */
-    START_LEASE = 1u << 12         /* ids: a range that REQUEST_LEASE made available */
+    START_PRIVATE = 1u << 9,        /* no user namespace: cut the propagation of mounts by hand */
+    START_SHARE_MEMORY = 1u << 10,  /* until execve, as vfork: only for a root caller's child that
+                                       neither waits at the gate nor becomes dumpable */
+    START_QUIET = 1u << 11,         /* no report between CLONED and the end */
+    START_LEASE = 1u << 12,         /* ids: a range that REQUEST_LEASE made available */
+    START_MAP_BY_PROGRAM = 1u << 13 /* ids: maps that uid_program and gid_program write */
 };
 
 enum row_op {
@@ -170,16 +171,18 @@ struct start {
     uint64_t clone_flags;
     struct span uid_map; /* bytes as written to /proc/PID/uid_map; none with START_LEASE */
     struct span gid_map;
-    struct span rows;     /* struct row */
-    struct span programs; /* uint32_t strings: candidates for execve, in order */
-    struct span args;     /* uint64_t strings, and a 0 behind the last: become pointers in place */
-    struct span env;      /* likewise */
-    struct span groups;   /* uint32_t */
-    struct span rlimits;  /* struct limit */
-    struct span filter;   /* struct sock_filter; none: no seccomp filter */
-    uint32_t hostname;    /* string, "" leaves it */
-    uint32_t domainname;  /* likewise */
-    uint32_t cwd;         /* string */
+    struct span uid_program; /* uint64_t strings, and a 0: the program and what it takes, with */
+    struct span gid_program; /* room for the pid; none: the map is written by the launcher */
+    struct span rows;        /* struct row */
+    struct span programs;    /* uint32_t strings: candidates for execve, in order */
+    struct span args;    /* uint64_t strings, and a 0 behind the last: become pointers in place */
+    struct span env;     /* likewise */
+    struct span groups;  /* uint32_t */
+    struct span rlimits; /* struct limit */
+    struct span filter;  /* struct sock_filter; none: no seccomp filter */
+    uint32_t hostname;   /* string, "" leaves it */
+    uint32_t domainname; /* likewise */
+    uint32_t cwd;        /* string */
     uint32_t uid;
     uint32_t gid;
     uint32_t umask;

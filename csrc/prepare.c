@@ -35,10 +35,10 @@ static long write_maps(const struct request *request, int pid, int32_t slot)
         return write_leased_maps(pid, slot);
     if (start->flags & START_DENY_SETGROUPS) /* without CAP_SETGID: before gid_map, or EPERM */
         result = write_proc(pid, "setgroups", "deny", 4);
-    if (result == 0)
+    if (result == 0 && start->uid_program.count == 0)
         result = write_proc(pid, "uid_map", span_at(request->bytes, start->uid_map),
                             start->uid_map.count);
-    if (result == 0)
+    if (result == 0 && start->gid_program.count == 0)
         result = write_proc(pid, "gid_map", span_at(request->bytes, start->gid_map),
                             start->gid_map.count);
     return result;

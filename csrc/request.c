@@ -50,6 +50,22 @@ static int vectors_overlap(struct span a, struct span b)
            b.offset < a.offset + 8 * ((size_t)a.count + 1);
 }
 
+static int any_overlap(const struct start *start)
+{
+    const struct span vectors[] = {start->args, start->env, start->uid_program, start->gid_program};
+    for (int i = 1; i < 4; i++)
+        for (int j = 0; j < i && (i < 2 || vectors[i].count > 0); j++)
+            if ((j < 2 || vectors[j].count > 0) && vectors_overlap(vectors[i], vectors[j]))
+                return 1;
+    return 0;
+}
+
+/* The program and the pid at least; or none. */
+static int program_fits(const uint8_t *bytes, struct span span, size_t size)
+{
+    return span.count == 0 || (span.count >= 2 && vector_fits(bytes, span, size));
+}
+
 static int makes_mount(uint32_t op)
 {
     return op == ROW_BIND || op == ROW_MOUNT || op == ROW_OVERLAY;
@@ -160,6 +176,9 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         return -EINVAL;
     if (!span_fits(start->uid_map, 1, 1, size) || !span_fits(start->gid_map, 1, 1, size))
         return -EINVAL;
+    if (!program_fits(bytes, start->uid_program, size) ||
+        !program_fits(bytes, start->gid_program, size))
+        return -EINVAL;
     if (!span_fits(start->groups, sizeof(uint32_t), sizeof(uint32_t), size))
         return -EINVAL;
     if (!span_fits(start->rlimits, sizeof(struct limit), 8, size))
@@ -171,7 +190,7 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         !string_fits(start->cwd, size))
         return -EINVAL;
     if (!strings_fit(bytes, start->programs, size) || !vector_fits(bytes, start->args, size) ||
-        !vector_fits(bytes, start->env, size) || vectors_overlap(start->args, start->env))
+        !vector_fits(bytes, start->env, size) || any_overlap(start))
         return -EINVAL;
     if (!rules_fit(bytes, start->rules, size))
         return -EINVAL;

@@ -56,6 +56,25 @@ static long clone_child(struct container *container)
     return pid;
 }
 
+/* Close what the launcher has no more use for, whether a child has copies of it or not. */
+void close_request(struct request *request)
+{
+    close_fds(request->stdio, STDIO_COUNT);
+    close_fds(request->sources, request->source_count);
+    close_fds(&request->channel, 1);
+}
+
+/* Unless the child is gone already, and its page says why: that is told once it is reaped. */
+static void fail_container(struct container *container, struct progress *progress, long result)
+{
+    if (container->arena->progress.error != 0)
+        return;
+    progress->error = (int32_t)-result;
+    container->failure = *progress;
+    container->phase = PHASE_FAILED;
+    kill_container(container, SIGKILL);
+}
+
 /* See await_maps(): it takes the child two system calls. */
 static long await_dumpable(int sync)
 {
@@ -64,45 +83,71 @@ static long await_dumpable(int sync)
     return receive_message(sync, &byte, 1, 0, &message);
 }
 
+/* The ids are mapped, and the child may go on; or a mapper has begun to map them. */
 long map_child(struct progress *progress, struct container *container)
 {
     const struct request *request = &container->arena->request;
     long result = 0;
-    if (request->start->flags & START_DENY_SETGROUPS)
+    if (request->start->flags & DUMPABLE_FLAGS)
         result = await_dumpable(container->sync);
     if (result == 0)
         result = map_ids(progress, request, container->pid, container->slot);
+    if (result == 0 && request->start->flags & START_MAP_BY_PROGRAM)
+        return start_mapper(container);
     return result < 0 ? result : send_message(container->sync, "", 1, 0, 0);
+}
+
+/* To a child that has its ids. */
+static long give_request(struct container *container, struct progress *progress)
+{
+    struct request *request = &container->arena->request;
+    long result = hand_over(progress, request, container->pid, container->slot, container->sync,
+                            container->arena->helper_stack);
+    if (result == 0 && (container->flags & START_QUIET) == 0) /* else SIGCHLD will do */
+        result = watch(container->sync, EVENT_SYNC, (uint32_t)(container - launcher.containers));
+    return result;
 }
 
 /* From here on the container reports for itself: when a step of ours fails its child is killed,
  * and the failure is told once it is reaped. */
 static void prepare_container(struct container *container)
 {
-    uint32_t slot = (uint32_t)(container - launcher.containers);
     struct progress progress = {.row = -1};
-    struct request *request = &container->arena->request;
     int was_blank = container->phase == PHASE_BLANK;
-    long result = was_blank ? 0 : map_child(&progress, container);
+    long result =
+        watch(container->channel, EVENT_CHANNEL, (uint32_t)(container - launcher.containers));
     container->phase = PHASE_STARTING;
-    container->flags = request->start->flags;
+    container->flags = container->arena->request.start->flags;
+    if (result == 0 && !was_blank)
+        result = map_child(&progress, container);
+    if (result == 0 && container->mapper != 0)
+        return; /* to mapper_ended() */
     if (result == 0)
-        result = hand_over(&progress, request, container->pid, container->slot, container->sync,
-                           container->arena->helper_stack);
+        result = give_request(container, &progress);
     if (result == -EPIPE && was_blank) /* killed while it waited: the caller asks again */
         progress.step = STEP_HANDOVER;
-    if (result < 0 && container->arena->progress.error != 0)
-        result = 0; /* the child is gone already, and its page says why */
+    if (result < 0)
+        fail_container(container, &progress, result);
+    remember_kind(&container->arena->request);
+    close_request(&container->arena->request);
+}
+
+void mapper_ended(struct container *container, uint32_t status)
+{
+    struct progress progress = {.step = STEP_ID_MAPS, .row = -1};
+    long result = 0;
+    container->mapper = 0;
+    if (status != 0) {
+        progress.row = status >> 8 == 1 ? 0 : 1; /* which of the programs */
+        result = -EPERM;
+    }
     if (result == 0)
-        result = watch(container->channel, EVENT_CHANNEL, slot);
-    if (result == 0 && (container->flags & START_QUIET) == 0) /* else SIGCHLD will do */
-        result = watch(container->sync, EVENT_SYNC, slot);
+        result = send_message(container->sync, "", 1, 0, 0);
     if (result == 0)
-        return;
-    progress.error = (int32_t)-result;
-    container->failure = progress;
-    container->phase = PHASE_FAILED;
-    kill_container(container, SIGKILL);
+        result = give_request(container, &progress);
+    if (result < 0 && container->phase != PHASE_FAILED)
+        fail_container(container, &progress, result);
+    close_request(&container->arena->request);
 }
 
 static long find_ids(const struct start *start, int32_t *ret_slot)
@@ -158,14 +203,6 @@ static long clone_or_make_room(struct arena *arena, struct progress *progress,
     return clone_container(arena, progress, ret);
 }
 
-/* Close what the launcher has no more use for, whether a child has copies of it or not. */
-void close_request(struct request *request)
-{
-    close_fds(request->stdio, STDIO_COUNT);
-    close_fds(request->sources, request->source_count);
-    close_fds(&request->channel, 1);
-}
-
 void prepare_request(struct request *request, uint8_t *bytes)
 {
     request->start = (struct start *)bytes;
@@ -205,8 +242,6 @@ static long start_container(struct arena *arena, struct progress *progress)
     /* Before the child may go on: whoever has not got this knows that nothing was run. */
     report_progress(container, REPORT_CLONED);
     prepare_container(container);
-    remember_kind(&container->arena->request);
-    close_request(&container->arena->request);
     return 0;
 }
 

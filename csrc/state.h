@@ -13,6 +13,7 @@ struct container {
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
     int32_t slot;    /* of host ids; -1: not leased */
+    int32_t mapper;  /* pid of the process that has its ids mapped; 0: none */
     uint32_t flags;  /* enum start_flag */
     uint32_t serial; /* never given twice */
     uint32_t target; /* an exec: the serial of its container, 0 for a process of somebody else's */
@@ -76,12 +77,17 @@ struct arena *take_arena(void);
 void release_arena(struct arena *arena);
 void prepare_request(struct request *request, uint8_t *bytes);
 long map_child(struct progress *progress, struct container *container);
+void mapper_ended(struct container *container, uint32_t status);
 long clone_container(struct arena *arena, struct progress *progress, struct container **ret);
 void close_request(struct request *request);
 void handle_start(struct message *message, enum request_op op);
 
 /* exec.c */
 long exec_process(struct arena *arena, struct progress *progress);
+
+/* mapper.c */
+long start_mapper(struct container *container);
+void stop_mapper(struct container *container);
 
 /* blank.c */
 struct container *take_blank(const struct request *request);

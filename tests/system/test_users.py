@@ -12,7 +12,7 @@ from system.conftest import OrdinaryUser
 from system.helpers import inside, lines, parse_status, shell
 
 import container
-from container import Config, ConfigError, Container, HostRoot, Mount, Process
+from container import Config, ConfigError, Container, HostRoot, Mount, Overlay, Process
 
 pytestmark = pytest.mark.needs("userns")
 as_root = pytest.mark.needs("root", "idmap")
@@ -108,6 +108,32 @@ def test_a_tmpfs_over_the_files_leaves_no_name(image: Path) -> None:
     config = Config(root=image, mounts=[Mount.tmpfs("/etc")])
     with pytest.raises(ConfigError, match="write a number"):
         container.run(["true"], config=config, user="alice")
+
+
+@pytest.mark.needs("overlay")
+def test_in_an_overlay_the_first_layer_that_has_or_hides_a_file_counts(image: Path) -> None:
+    layers = {name: image.parent / name for name in ("top", "middle", "opaque", "deleted")}
+    for layer in layers.values():
+        (layer / "etc").mkdir(parents=True)
+    (layers["top"] / "etc/passwd").write_text("root:x:0:0::/of/the/top:\n")
+    os.setxattr(layers["opaque"] / "etc", "user.overlay.opaque", b"y")
+
+    def home(*names: str) -> list[str]:
+        overlay = Overlay([layers[name] for name in names] + [image])
+        return lines("echo $HOME", root=overlay, user="root")
+
+    (image / "etc/passwd").write_text("root:x:0:0::/of/the/image:\n")
+    assert home("middle") == ["/of/the/image"]
+    assert home("top", "middle") == ["/of/the/top"]
+    assert home("middle", "top") == ["/of/the/top"]
+    with pytest.raises(ConfigError, match="write a number"):
+        home("opaque", "top")
+    if os.geteuid() == 0:
+        os.mknod(layers["deleted"] / "etc/passwd", 0o020000, os.makedev(0, 0))
+        with pytest.raises(ConfigError, match="write a number"):
+            home("deleted", "top")
+        with pytest.raises(ConfigError, match="no regular file"):
+            container.run(["true"], root=layers["deleted"], user="root")
 
 
 # What an image can do to it -----------------------------------------------------------------------

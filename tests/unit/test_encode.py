@@ -91,6 +91,7 @@ requests = st.builds(
     uid=word,
     gid=word,
     umask=st.integers(0, 0o777),
+    map_programs=st.tuples(*[st.just([]) | st.lists(texts, min_size=2, max_size=5)] * 2),
 )
 
 
@@ -156,6 +157,10 @@ def test_a_request_reads_back_as_it_was_made(
     assert read.data[-1] == 0
     assert read.vector(start.args) == request.args
     assert read.vector(start.env) == request.env
+    for span, program in zip(
+        (start.uid_program, start.gid_program), request.map_programs, strict=True
+    ):
+        assert (read.vector(span) if span.count else []) == program
     programs = read.array(start.programs, "uint32_t", 4)
     assert [read.string(offset) for offset in programs] == request.programs
     assert read.array(start.groups, "uint32_t", 4) == request.groups

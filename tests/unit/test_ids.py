@@ -11,10 +11,12 @@ from container import IDMapping
 from container._ids import (
     RANGE_SIZE,
     find_slots,
+    map_program,
     own_id_mapping,
     parse_id_map,
     parse_subids,
     range_mapping,
+    stack_ranges,
 )
 
 EVERYTHING = "         0          0 4294967295\n"
@@ -131,3 +133,46 @@ def test_a_range_is_mapped_from_the_containers_root_on() -> None:
 def test_a_map_of_the_kernel_is_read_line_by_line() -> None:
     text = "         0       1000          1\n         1     100000      65536\n"
     assert parse_id_map(text) == [IDMapping(0, 1000, 1), IDMapping(1, 100000, 65536)]
+
+
+# An ordinary user's ranges ------------------------------------------------------------------------
+
+
+def test_own_ranges_are_stacked_on_the_own_id_in_the_order_of_the_file() -> None:
+    text = "me:100000:10\nother:200000:5\n1000:300000:20\nme:nonsense\n# me:1:1\n"
+    assert stack_ranges(text, {"me", "1000"}, 1000) == (
+        IDMapping(0, 1000, 1),
+        IDMapping(1, 100000, 10),
+        IDMapping(11, 300000, 20),
+    )
+    assert stack_ranges(text, {"nobody"}, 1000) == own_id_mapping(1000)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["me", "other"]), st.integers(0, 2**33), st.integers(0, 2**33)),
+        max_size=500,
+    )
+)
+def test_stacked_ranges_are_maps_that_the_kernel_takes(entries: list[tuple[str, int, int]]) -> None:
+    text = "".join(f"{owner}:{first}:{count}\n" for owner, first, count in entries)
+    maps = stack_ranges(text, {"me"}, 1000)
+    assert maps[0] == IDMapping(0, 1000, 1)
+    assert len(maps) <= 340
+    for index, one in enumerate(maps):
+        for other in maps[:index]:
+            assert other.container_id + other.size <= one.container_id
+            assert one.host_id + one.size <= other.host_id or (
+                other.host_id + other.size <= one.host_id
+            )
+        mine = ((first, count) for owner, first, count in entries if owner == "me")
+        assert index == 0 or any(
+            first <= one.host_id and one.host_id + one.size <= first + count
+            for first, count in mine
+        )
+
+
+def test_a_map_is_written_out_for_the_program_with_room_for_the_pid() -> None:
+    maps = [IDMapping(0, 1000, 1), IDMapping(1, 100000, 65536)]
+    numbers = ("0", "1000", "1", "1", "100000", "65536")
+    assert map_program("/bin/newuidmap", maps) == ("/bin/newuidmap", "", *numbers)
