@@ -6,11 +6,13 @@
  * or by a pidfd: never by a number that might be somebody else's by now. It is joined with one
  * setns(2) of its pidfd, which takes all of its namespaces or, when it is dead, none.
  *
- * A PID namespace is for children only. A launcher that may (CAP_SYS_ADMIN) enters it for a moment
- * itself, and its child is born inside. Else the child joins everything, makes a process that goes
- * on in its place, as a child of the launcher's (CLONE_PARENT), and ends; the launcher sleeps
- * meanwhile. Either way what the container sees is not dumpable from birth to execve: it belongs
- * to a user namespace outside, where no capability of the container counts.
+ * A PID namespace is for children only. So a first child joins everything, makes a process that
+ * goes on in its place, as a child of the launcher's (CLONE_PARENT), and ends; the launcher sleeps
+ * meanwhile. It would be quicker if the launcher, where it may, entered the PID namespace for a
+ * moment and its child were born inside. But that child would be seen there before it has joined
+ * the rest, and /proc/PID/mountinfo and /proc/PID/net, which everybody may read, would show the
+ * host's. What the container sees is in its own namespaces and not dumpable, from birth to execve:
+ * its memory belongs to a user namespace outside, where no capability of the container counts.
  *
  * From EXEC_SEQUENCE's STEP_SESSION on the steps are those of a container's first process, one by
  * one. What dies on the way was killed by the kernel, with its PID namespace, or is killed by us.
@@ -152,24 +154,12 @@ static long find_target(struct arena *arena, struct container **ret_container)
     return 0;
 }
 
-/* Back to our own, in which everything else is to be born. */
-static void leave_pid_namespace(void)
+/* It joins for itself: result as of clone3. */
+static long clone_and_join(struct container *container, struct clone_args *args)
 {
-    if (sys(__NR_setns, launcher.own_pidfd, CLONE_NEWPID) < 0)
-        exit_process(1); /* cannot be, and nothing could go on */
-}
-
-/* The child is born inside: result as of clone3. */
-static long clone_inside(struct container *container, struct clone_args *args)
-{
-    struct arena *arena = container->arena;
-    long result;
     args->flags |= CLONE_PIDFD;
     args->pidfd = (uint64_t)(uintptr_t)&container->pidfd;
-    result = clone_onto(args, arena->stack, STACK_SIZE, run_exec, arena);
-    if (arena->request.start->clone_flags & CLONE_NEWPID)
-        leave_pid_namespace();
-    return result;
+    return clone_onto(args, container->arena->stack, STACK_SIZE, run_exec, container->arena);
 }
 
 /* A first child joins and leaves another one; we sleep until it is gone. */
@@ -201,23 +191,12 @@ static long clone_and_move(struct container *container, struct progress *progres
  * CLONE_VM then: memory.oom.group would end all that share memory, the launcher too. */
 static long clone_member(struct container *container, struct progress *progress)
 {
-    struct arena *arena = container->arena;
-    const struct start *start = arena->request.start;
+    const struct start *start = container->arena->request.start;
     struct clone_args args = {.exit_signal = SIGCHLD};
-    long result = begin_step(progress, start, STEP_PID_NAMESPACE);
     if (may_share_memory(start))
         args.flags |= CLONE_VM;
-    if (result == 0 && start->clone_flags & CLONE_NEWPID)
-        result = sys(__NR_setns, arena->child.target, CLONE_NEWPID);
-    if (result == -EPERM) {
-        progress->step = STEP_CLONE;
-        return clone_and_move(container, progress, &args);
-    }
-    if (result < 0)
-        return result;
-    arena->child.join &= ~(uint64_t)CLONE_NEWPID;
-    progress->step = STEP_CLONE;
-    return clone_inside(container, &args);
+    return start->clone_flags & CLONE_NEWPID ? clone_and_move(container, progress, &args)
+                                             : clone_and_join(container, &args);
 }
 
 static long clone_exec(struct container *container, struct progress *progress)

@@ -25,7 +25,7 @@ enum step {
     /* the child's part */
     STEP_SYNC,          /* wait for the id maps; die with the launcher */
     STEP_JOIN,          /* exec: into the namespaces of the target */
-    STEP_PID_NAMESPACE, /* exec: likewise; launcher and child */
+    STEP_PID_NAMESPACE, /* exec: likewise, by a child of the one that has joined the others */
     STEP_SETUP_IDS,     /* become root of the user namespace */
     STEP_SESSION,       /* new session, anonymous session keyring */
     STEP_NETWORK,       /* loopback up */

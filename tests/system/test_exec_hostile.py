@@ -229,9 +229,9 @@ print(json.dumps(found), flush=True)
 """
 
 
-def spied_on(config: Config, execs: int = 300) -> dict[str, Any]:
+def spied_on(config: Config, execs: int = 300, program: str = SPY) -> dict[str, Any]:
     with Container(config) as box:
-        box.run(Process(python(SPY), stdin=PIPE, stdout=PIPE))
+        box.run(Process(python(program), stdin=PIPE, stdout=PIPE))
         assert box.stdin is not None
         assert box.stdout is not None
         assert box.stdout.readline() == b"up\n"
@@ -257,6 +257,43 @@ def test_a_first_process_that_traces_every_newcomer_sees_nothing_from_outside(
     assert found["hidden"] > 30
     assert found["seen"] > 30
     assert found["traced"] > 30
+
+
+# Tables that /proc shows of a process to everybody, and not only to who may trace it.
+READER = """
+import json, os, select
+
+def read(pid, name):
+    with open(f"/proc/{pid}/{name}") as file:
+        return file.read()
+
+def tables(pid):
+    mounts = [line.split(" - ")[1] for line in read(pid, "mountinfo").splitlines()]
+    return mounts, [line.split(":")[0] for line in read(pid, "net/dev").splitlines()]
+
+own = tables("self")
+found = {"launcher": 0, "foreign": []}
+print("up", flush=True)
+last = os.getpid()
+while not select.select([0], [], [], 0)[0]:
+    for pid in range(last + 1, last + 8):
+        try:
+            seen = tables(pid)
+            found["launcher"] += read(pid, "comm").startswith("container-launc")
+        except OSError:  # not there yet, or not any more
+            continue
+        if seen != own:
+            found["foreign"].append(seen)
+        last = pid
+        break
+print(json.dumps(found), flush=True)
+"""
+
+
+def test_a_newcomer_never_shows_the_mounts_and_the_network_of_the_host() -> None:
+    found = spied_on(Config(), program=READER)
+    assert found["foreign"] == []
+    assert found["launcher"] > 5  # it looked before the commands ran
 
 
 # Looks for a newcomer's executable and opens it for writing, as CVE-2019-5736 did.
