@@ -19,7 +19,7 @@ hosted := -std=gnu11 -O2 $(warnings)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deps test-vm lint lint-python lint-c bench clean
+.PHONY: help demo test test-deps test-vm lint lint-python lint-c bench bench-exec clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,10 +53,14 @@ lint-c:
 
 where = @if ! command -v $(1) >/dev/null; then echo "left out: no $(1) here"; exit 0; fi; set -x;
 compile = $(1) $(freestanding) -o /dev/null $(launcher) \
-	&& $(1) $(hosted) -fsyntax-only $(extension) bench/filter.c bench/floor_a.c bench/timer.c
+	&& $(1) $(hosted) -fsyntax-only $(extension) bench/filter.c bench/floor_a.c bench/floor_exec.c \
+	bench/timer.c
 
 bench: $(VENV)/.demo ## measure a start beside the floor and other programs, as root
 	$(python) bench/run.py $(ARGS)
+
+bench-exec: $(VENV)/.demo ## likewise a command in a running container
+	$(python) bench/exec.py $(ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info container/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -217,9 +217,9 @@ def time_once(start: Callable[[], None]) -> float:
     return (time.perf_counter_ns() - begin) / 1000
 
 
-def serve_caller(directory: Path, mib: int) -> None:
+def serve_caller(starters: dict[str, Callable[[], Callable[[], None]]], mib: int) -> None:
     prepared: dict[str, Callable[[], None] | CompetitorError] = {}
-    for name, prepare in starters(directory).items():
+    for name, prepare in starters.items():
         try:
             prepared[name] = prepare()
         except CompetitorError as error:
@@ -428,12 +428,14 @@ def percentile(ordered: list[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
-def make_rows(competitors: list[Competitor]) -> list[Row]:
-    floor = next(one for one in competitors if one.name == FLOOR)
+def make_rows(
+    competitors: list[Competitor], floor_name: str = FLOOR, floor_b_name: str = FLOOR_B
+) -> list[Row]:
+    floor = next(one for one in competitors if one.name == floor_name)
     if floor.absent is not None:
         raise SystemExit(f"no floor, no ratios: {floor.absent}")
     unit = statistics.median(floor.samples)
-    samples_b = next((one.samples for one in competitors if one.name == FLOOR_B), [])
+    samples_b = next((one.samples for one in competitors if one.name == floor_b_name), [])
     unit_b = statistics.median(samples_b) if samples_b else None
     rows = []
     for one in competitors:
@@ -448,8 +450,7 @@ def make_rows(competitors: list[Competitor]) -> list[Row]:
     return rows
 
 
-def table_line(row: Row) -> str:
-    expected = EXPECTED.get(row.name, "")
+def table_line(row: Row, expected: str) -> str:
     begin = f"| {row.name} | {row.caller} |"
     if row.figures is None:
         return f"{begin} {row.absent} | | | | | {expected} |"
@@ -459,14 +460,17 @@ def table_line(row: Row) -> str:
     return f"{begin} {figures} | {expected} |"
 
 
-def print_report(rows: list[Row], counts: dict[str, int | str], rounds: int) -> None:
+def print_report(
+    rows: list[Row], counts: dict[str, int | str], rounds: int, expected: dict[str, str]
+) -> None:
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())
     print(f"{rounds} rounds, Linux {platform.release()}, {os.cpu_count()} CPUs, load {load}\n")
     print("| what | caller | median µs | p10 | p99 | x floor | x floor B | expected |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        print(table_line(row))
-    print("\nSystem calls of one start, payload included:")
+        print(table_line(row, expected.get(row.name, "")))
+    if counts:
+        print("\nSystem calls of one start, payload included:")
     for name, count in counts.items():
         print(f"- {name}: {count}")
 
@@ -502,7 +506,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.caller is not None:
-        serve_caller(arguments.caller, arguments.caller_mib[0])
+        serve_caller(starters(arguments.caller), arguments.caller_mib[0])
         return
     if os.geteuid() != 0:
         raise SystemExit("run as root: the default container of a root caller is what is timed")
@@ -517,7 +521,7 @@ def main() -> None:
         run_rounds(competitors, arguments.rounds, arguments.burst)
         rows = make_rows(competitors)
         counts = system_calls(competitors, directory)
-    print_report(rows, counts, arguments.rounds)
+    print_report(rows, counts, arguments.rounds, EXPECTED)
     if arguments.json is not None:
         write_json(arguments.json, rows, counts, arguments.rounds)
 
