@@ -22,6 +22,7 @@ LAUNCHER_SOURCES = [
         "launcher",
         "layers",
         "lease",
+        "listener",
         "mapper",
         "message",
         "names",

@@ -845,7 +845,9 @@ class Config(_Checked):
     for capabilities go by the bounding set, and those for CAP_SYS_ADMIN hold with ``nested`` too.
     ``None`` is a downgrade: no filter, and all of the kernel's interface to attack. With
     ``no_new_privileges=False`` the profile must allow what changes ids and capabilities as well,
-    because only before that may a filter be loaded.
+    because only before that may a filter be loaded. Calls with the action NOTIFY wait for an answer
+    by the fd `Container.seccomp_listener`: seccomp_unotify(2) tells what is safe to do for them,
+    and that it is no wall. It needs no_new_privileges, `popen` or a `Container`, and allows execve.
 
     ``masked_paths`` show as empty and ``readonly_paths`` cannot be written, submounts included;
     one that is not there is left out (OCI runtime-spec, config-linux). None means Docker's: of
@@ -907,6 +909,10 @@ class Config(_Checked):
         _unique(self.mounts, "target", "mounts")
         if self.landlock is not None and not self.no_new_privileges:
             _fail("landlock", "needs no_new_privileges")
+        if self.seccomp is not None and self.seccomp.asks and not self.no_new_privileges:
+            _fail("seccomp", "NOTIFY needs no_new_privileges")
+        if self.seccomp is not None and self.seccomp.asks and self.seccomp.listener_path:
+            raise UnsupportedError("the listener is handed out", field="seccomp.listener_path")
         _unique(self.devices, "path", "devices")
         if not self.setup_dev and set(self.devices) - set(_DEFAULT_DEVICES):
             _fail("devices", "needs setup_dev: there is no /dev of our own to make them in")

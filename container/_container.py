@@ -392,6 +392,15 @@ class Container:
         return None if self._child is None else self._child.pidfd
 
     @property
+    def seccomp_listener(self) -> int | None:
+        """The fd by which calls are answered that the profile says NOTIFY of: seccomp_unotify(2).
+
+        Of the first process and what that starts; a command of `exec` has one of its own. It
+        belongs to the container and closes with it; None without such a rule.
+        """
+        return None if self._child is None else self._child.listener
+
+    @property
     def exit_code(self) -> int | None:
         """None while it has not ended, then as ``subprocess.Popen.returncode``."""
         child = self._child

@@ -360,6 +360,7 @@ class Child:
         self.launcher = launcher
         self.pid: int | None = None
         self.pidfd: int | None = None
+        self.listener: int | None = None  # of its filter
         self.serial = 0  # what the launcher calls it
         # Of an exec, with pid and pidfd: its end is not that of all that it has started.
         self.end_tree: Callable[[int, int], object] | None = None
@@ -401,7 +402,9 @@ class Child:
             self._lose()
             return
         report = ffi.from_buffer("struct report *", data)
-        if fd is not None:
+        if fd is not None and report.kind == lib.REPORT_LISTENER:
+            self.listener = above_stdio(fd)
+        elif fd is not None:
             self.pidfd = above_stdio(fd)
         if report.kind == lib.REPORT_CLONED:
             self.pid, self.serial = report.pid, report.serial
@@ -506,9 +509,10 @@ class Child:
             return
         self.channel.close()
         self.launcher.leave()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
+        for fd in (self.pidfd, self.listener):
+            if fd is not None:
+                os.close(fd)
+        self.pidfd = self.listener = None
 
 
 def above_stdio(fd: int) -> int:

@@ -46,7 +46,7 @@ from container._rootfs import (
     plan_stage,
     upper_and_work,
 )
-from container._seccomp._compiler import Filter, compile_profile
+from container._seccomp._compiler import NEW_LISTENER, Filter, compile_profile
 from container._users import Account
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -129,6 +129,10 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     if caller.euid != 0 and not config.uid_mappings and needs_ranges(account, process):
         ranges = _ids.own_ranges()
     foundation = _lay_foundation(config, caller, ranges)
+    if flags & StartFlag.QUIET and foundation.base.filter_flags & NEW_LISTENER:
+        raise ConfigError(
+            "with NOTIFY, run() has nobody to answer: popen()", field="config.seccomp"
+        )
     flags |= foundation.base.flags
     if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY

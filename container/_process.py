@@ -206,6 +206,15 @@ class ExecProcess:
         return self._child.pidfd
 
     @property
+    def seccomp_listener(self) -> int | None:
+        """The fd by which calls are answered that the profile says NOTIFY of: seccomp_unotify(2).
+
+        It belongs to this object, and closes once the end was noticed here; None without such a
+        rule.
+        """
+        return self._child.listener
+
+    @property
     def returncode(self) -> int | None:
         """The exit status, -N for signal N, None until `poll` or `wait` has seen the end."""
         return self._child.exit.returncode if self._child.exit is not None else None

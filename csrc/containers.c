@@ -92,7 +92,11 @@ void handle_sync(struct container *container)
         settle_start(container);
         return;
     }
-    if (container->phase == PHASE_STARTING) {
+    if (launcher.message.fd_count > 0) {
+        struct report report = {.kind = REPORT_LISTENER, .row = -1};
+        send_report(container->channel, &report, launcher.message.fds[0]);
+        close_fds(launcher.message.fds, launcher.message.fd_count);
+    } else if (container->phase == PHASE_STARTING) {
         report_progress(container, REPORT_CREATED);
         container->phase = PHASE_CREATED;
     }

@@ -63,6 +63,8 @@ struct child {
     int target_root;   /* exec: what is / there, where a mount namespace does not say it; 0 */
     uint64_t join;     /* exec: CLONE_NEW* */
     int32_t successor; /* exec: the process that goes on inside, once there is one */
+    volatile int32_t listener;      /* of the filter, once it is loaded; 0 */
+    volatile int32_t listener_sent; /* 1: not yet; 0, or a negative errno */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;

@@ -229,7 +229,8 @@ enum report_kind {
     REPORT_STARTED, /* execve succeeded */
     REPORT_FAILED,  /* step, error, row; the child is gone */
     REPORT_EXITED,  /* wait_status and usage; the child is reaped */
-    REPORT_LEASED   /* value: the slot */
+    REPORT_LEASED,  /* value: the slot */
+    REPORT_LISTENER /* carries that of the filter, before STARTED */
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */

@@ -77,11 +77,13 @@ enum { S_IFMT = 0170000, S_IFREG = 0100000, S_IFDIR = 0040000, S_IFCHR = 0020000
 enum {
     CLONE_VM = 0x100,
     CLONE_FILES = 0x400,
+    CLONE_SIGHAND = 0x800,
     CLONE_PIDFD = 0x1000,
     CLONE_NEWNS = 0x20000,
     CLONE_NEWTIME = 0x80,
     CLONE_VFORK = 0x4000,
     CLONE_PARENT = 0x8000,
+    CLONE_THREAD = 0x10000,
     CLONE_PARENT_SETTID = 0x100000,
     CLONE_NEWUSER = 0x10000000,
     CLONE_NEWPID = 0x20000000,
@@ -139,7 +141,7 @@ enum {
 };
 
 enum { KEYCTL_JOIN_SESSION_KEYRING = 1 };
-enum { SECCOMP_SET_MODE_FILTER = 1 };
+enum { SECCOMP_SET_MODE_FILTER = 1, SECCOMP_FILTER_FLAG_NEW_LISTENER = 8 };
 enum { RLIMIT_NOFILE = 7 };
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { WNOHANG = 1, WALL = 0x40000000 };
@@ -307,6 +309,16 @@ int memcmp(const void *a, const void *b, size_t size);
 static inline long close_fd(int fd)
 {
     return sys(__NR_close, fd);
+}
+
+/* In a loop that waits for memory to change. */
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("pause" ::: "memory");
+#else
+    __asm__ volatile("yield" ::: "memory");
+#endif
 }
 
 _Noreturn static inline void exit_process(int status)

@@ -58,13 +58,14 @@ _RETURNS = {
     SeccompAction.ALLOW: 0x7FFF0000,
 }
 _STRICTNESS = {action: rank for rank, action in enumerate(SeccompAction)}
+_WAIT_KILLABLE = 1 << 5
 _FLAGS = {
     SeccompFlag.TSYNC: 1 << 0,
     SeccompFlag.LOG: 1 << 1,
     SeccompFlag.SPEC_ALLOW: 1 << 2,
-    # How a call waits for a listener's answer: the kernel takes it with a listener only.
-    SeccompFlag.WAIT_KILLABLE_RECV: 0,
+    SeccompFlag.WAIT_KILLABLE_RECV: _WAIT_KILLABLE,
 }
+NEW_LISTENER = 1 << 3
 MOST_CALLS = 1024  # more than any ABI has in a row
 _KILL = _RETURNS[SeccompAction.KILL_PROCESS]
 # Under these a call may be made after all: one that is not known gets no ENOSYS.
@@ -144,8 +145,7 @@ def compile_profile(
     if native is None:
         raise UnsupportedError(f"there is no table of system calls for {machine}", field="seccomp")
     rules = rules_for(profile, native, capabilities, kernel)
-    _refuse_notify(profile, rules)
-    flags = sum(_FLAGS[SeccompFlag(flag)] for flag in profile.flags)
+    flags = _flags_of(profile, native, rules)
     program = _assemble(profile, native, [rule for _, rule in rules])
     if len(program) > MAX_INSTRUCTIONS:
         raise _too_large(profile, native, rules)
@@ -189,12 +189,45 @@ def _meets(
     return (all(parts) if none else any(parts)) if parts else none
 
 
-def _refuse_notify(profile: SeccompProfile, rules: Sequence[tuple[int, SyscallRule]]) -> None:
-    fields = [f"seccomp.syscalls[{i}].action" for i, r in rules if r.action == SeccompAction.NOTIFY]
-    if profile.default_action == SeccompAction.NOTIFY:
-        fields.insert(0, "seccomp.default_action")
-    if fields:
-        raise UnsupportedError("NOTIFY is not supported yet: nobody would answer", field=fields[0])
+def _flags_of(
+    profile: SeccompProfile, native: Architecture, rules: Sequence[tuple[int, SyscallRule]]
+) -> int:
+    flags = sum(_FLAGS[SeccompFlag(flag)] for flag in profile.flags)
+    if all(action != SeccompAction.NOTIFY for _, action in _actions(profile, rules)):
+        return flags & ~_WAIT_KILLABLE  # the kernel takes it with a listener only
+    _refuse_question_of_start(profile, native, rules)
+    # There is one thread to filter, and one that must not be: who passes the listener on.
+    return flags & ~_FLAGS[SeccompFlag.TSYNC] | NEW_LISTENER
+
+
+def _actions(
+    profile: SeccompProfile, rules: Sequence[tuple[int, SyscallRule]]
+) -> list[tuple[str, SeccompAction]]:
+    """The actions that a filter may come to, and their fields."""
+    found = [("seccomp.default_action", SeccompAction(profile.default_action))]
+    for index, rule in rules:
+        found.append((f"seccomp.syscalls[{index}].action", SeccompAction(rule.action)))
+    return found
+
+
+def _refuse_question_of_start(
+    profile: SeccompProfile, native: Architecture, rules: Sequence[tuple[int, SyscallRule]]
+) -> None:
+    """The program itself is started under the filter, before anybody has the listener."""
+    number = numbers_of(native)["execve"]
+    verdict = _verdicts(profile, native, [rule for _, rule in rules])[number]
+    if all(step.value != _RETURNS[SeccompAction.NOTIFY] for step in verdict):
+        return
+    fields = [field for field, action in _actions(profile, rules) if action == SeccompAction.NOTIFY]
+    asking = (
+        f"seccomp.syscalls[{index}].action"
+        for index, rule in rules
+        if rule.action == SeccompAction.NOTIFY and "execve" in rule.names
+    )
+    raise ConfigError(
+        "execve cannot be asked about: it starts the program before there is anybody to answer",
+        field=next(asking, fields[0]),
+    )
 
 
 def _too_large(

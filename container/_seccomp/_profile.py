@@ -79,6 +79,7 @@ class SeccompAction(_Vocabulary):
     """SIGSYS."""
     ERRNO = "SCMP_ACT_ERRNO"
     NOTIFY = "SCMP_ACT_NOTIFY"
+    """Who started the container answers: `Container.seccomp_listener`."""
     TRACE = "SCMP_ACT_TRACE"
     LOG = "SCMP_ACT_LOG"
     """Allowed, and logged."""
@@ -325,7 +326,8 @@ class SeccompProfile(_Frozen):
     ``default_errno_ret`` as its errno (None: EPERM); where that refuses, calls that this version
     does not know, younger ones most likely, get ENOSYS. The machine's own ABI is always meant;
     calls by another one (32-bit, x32) kill the process, unless ``architectures`` lists it, by
-    names such as ``"SCMP_ARCH_X86"``, or ``arch_map`` does for this machine.
+    names such as ``"SCMP_ARCH_X86"``, or ``arch_map`` does for this machine. ``listener_path`` and
+    ``listener_metadata`` are for OCI runtimes: `Container.seccomp_listener` is the listener here.
     """
 
     default_action: SeccompAction | str
@@ -360,6 +362,12 @@ class SeccompProfile(_Frozen):
 
     def __hash__(self) -> int:
         return self._hash
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is a NOTIFY in it."""
+        actions = (self.default_action, *(rule.action for rule in self.syscalls))
+        return SeccompAction.NOTIFY in actions
 
     @classmethod
     @cache

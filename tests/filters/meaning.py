@@ -9,19 +9,20 @@ from container import SeccompProfile, SyscallArg, SyscallRule
 from container._seccomp._compiler import _MULTIPLEXED
 from container._seccomp._tables import Architecture, argument_mask, numbers_of
 
-# From the strictest on; NOTIFY is refused.
+# From the strictest on.
 ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_KILL_THREAD": 0x00000000,
     "SCMP_ACT_KILL": 0x00000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
 }
 ENOSYS = 0x00050000 | 38
-LENIENT = {"SCMP_ACT_TRACE", "SCMP_ACT_LOG", "SCMP_ACT_ALLOW"}
+LENIENT = {"SCMP_ACT_NOTIFY", "SCMP_ACT_TRACE", "SCMP_ACT_LOG", "SCMP_ACT_ALLOW"}
 
 
 def value_of(action: str, data: int | None) -> int:

@@ -32,7 +32,6 @@ from container import (
     SeccompProfile,
     SyscallArg,
     SyscallRule,
-    UnsupportedError,
     default_capabilities,
 )
 
@@ -374,13 +373,6 @@ def test_the_largest_filter_that_the_kernel_takes_is_loaded() -> None:
     ]
     config = Config(seccomp=SeccompProfile("ALLOW", rules))
     assert status_inside(config=config)["Seccomp"] == "2"
-
-
-def test_notify_is_unsupported_and_says_so() -> None:
-    rules = [SyscallRule(["mkdir"], "NOTIFY")]
-    with pytest.raises(UnsupportedError) as caught:
-        container.run(["true"], config=Config(seccomp=SeccompProfile("ALLOW", rules)))
-    assert caught.value.field == "seccomp.syscalls[0].action"
 
 
 def test_a_caller_with_the_personality_of_a_32_bit_machine_starts_containers() -> None:

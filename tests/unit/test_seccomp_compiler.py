@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from filters import meaning, profiles
@@ -420,15 +421,27 @@ def test_the_default_profile_never_allows_some_whatever_the_capabilities() -> No
     assert verdict(SeccompProfile.default(), "ioctl", 0, 0x5412, capabilities=every) == EPERM
 
 
-def test_notify_is_refused_by_its_name() -> None:
-    rules = [SyscallRule(["read"], "ALLOW"), SyscallRule(["write"], "NOTIFY")]
-    for profile, field in (
-        (SeccompProfile("ERRNO", rules), "seccomp.syscalls[1].action"),
-        (SeccompProfile("NOTIFY"), "seccomp.default_action"),
+def test_notify_asks_by_a_listener() -> None:
+    profile = SeccompProfile("ALLOW", [SyscallRule(["mkdir"], "NOTIFY")], flags=["TSYNC", "LOG"])
+    assert verdict(profile, "mkdir") == 0x7FC00000
+    # Not the thread that passes the listener on.
+    assert compiled(profile).flags == 2 | 8
+    profile = replace(profile, flags=["WAIT_KILLABLE_RECV"])
+    assert compiled(profile).flags == 8 | 32
+
+
+def test_a_question_about_the_start_itself_is_refused_by_its_name() -> None:
+    exactly = SyscallArg(0, 7)
+    for rules, default, field in (
+        ([SyscallRule(["read"], "ALLOW")], "NOTIFY", "seccomp.default_action"),
+        ([SyscallRule(["read", "execve"], "NOTIFY")], "ALLOW", "seccomp.syscalls[0].action"),
+        ([SyscallRule(["execve"], "NOTIFY", [exactly])], "ALLOW", "seccomp.syscalls[0].action"),
     ):
-        with pytest.raises(UnsupportedError) as caught:
-            compiled(profile)
+        with pytest.raises(ConfigError) as caught:
+            compiled(SeccompProfile(default, rules))
         assert caught.value.field == field
+    strict = [SyscallRule(["execve"], "ERRNO"), SyscallRule(["execve"], "NOTIFY")]
+    assert compiled(SeccompProfile("ALLOW", strict)).flags == 8
 
 
 def test_flags_are_those_of_the_kernel() -> None:
