@@ -820,6 +820,214 @@ class Landlock(_Checked):
     write: Annotated[Sequence[StrPath], _sequence(_absolute, most=_MAX_RULES)] = ()
 
 
+# Resources ------------------------------------------------------------------------------------
+
+_MIN_QUOTA = 1000  # microseconds, as for periods: kernel/sched/core.c
+_MAX_PERIOD = 10**6
+_CPUSET = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+_DEVICE_NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,3}):(?:0|[1-9][0-9]{0,6})", re.ASCII)
+_PAGE_SIZE = re.compile(r"[1-9][0-9]{0,3}[KMG]B", re.ASCII)
+_RDMA_DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_CGROUP_FILE = re.compile(r"(?!cgroup\.)[a-z_]+(?:\.[A-Za-z0-9_]+)+", re.ASCII)
+
+
+class _Limits(_FrozenMapping):
+    """No secrets here: the repr has the values too."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self._content)
+
+
+_NO_LIMITS = _Limits({})
+
+
+def _limit(value: int | str, field: str) -> int:
+    return parse_size(value, field, unlimited=True)
+
+
+def _cpu_list(value: str, field: str) -> str:
+    for part in _text(value, field).split(","):
+        match = _CPUSET.fullmatch(part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            _fail(field, f"{_show(value)} is no list such as '0-3,5' (cpuset(7), list format)")
+    return value
+
+
+def _mapping_of(pattern: re.Pattern[str], what: str, check: Check) -> Check:
+    """Names in a format, each with a value that becomes a text."""
+
+    def check_all(value: Mapping[str, Any], field: str) -> _Limits:
+        if not isinstance(value, Mapping):
+            _expected("a mapping", value, field)
+        for name in value:
+            if not isinstance(name, str):
+                _expected("str for a name", name, field)
+            if not pattern.fullmatch(name):
+                _fail(f"{field}[{_show(name)}]", f"is no {what}")
+        return _Limits(
+            {name: check(content, f"{field}[{_show(name)}]") for name, content in value.items()}
+        )
+
+    return check_all
+
+
+def _pairs(checks: Mapping[str, Check]) -> Check:
+    """``{"rbps": 1000}`` or the kernel's ``"rbps=1000"``, kept as the latter."""
+
+    def check(value: Mapping[str, Any] | str, field: str) -> str:
+        if isinstance(value, str):
+            words = [word.partition("=")[::2] for word in value.split()]
+            if len(words) != len(dict(words)):
+                _fail(field, f"names one twice: {_show(value)}")
+            value = {name: -1 if text == "max" else text for name, text in words}
+        if not isinstance(value, Mapping):
+            _expected("a mapping or a text such as 'rbps=1000'", value, field)
+        parts = []
+        for name, content in value.items():
+            if name not in checks:
+                _fail(f"{field}[{_show(name)}]", f"there are {', '.join(checks)}")
+            number = checks[name](content, f"{field}[{_show(name)}]")
+            parts.append(f"{name}={'max' if number == -1 else number}")
+        return " ".join(parts) or _fail(field, f"must have one of {', '.join(checks)}")
+
+    return check
+
+
+def _count(value: int | str, field: str) -> int:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value, re.ASCII):
+        value = int(value)
+    number: int = _int(-1, _MAX_SIZE)(value, field)
+    return number
+
+
+_IO_MAX = {"rbps": _limit, "wbps": _limit, "riops": _count, "wiops": _count}
+_RDMA_MAX = {"hca_handle": _count, "hca_object": _count}
+
+
+def _hugetlb_limit(value: int | str, field: str) -> str:
+    if value == "max":
+        return "max"
+    limit = _limit(value, field)
+    return "max" if limit == -1 else str(limit)
+
+
+def _raw_value(value: str, field: str) -> str:
+    if not _text(value, field) or not value.isprintable():
+        _fail(field, f"must be some printable text: {_show(value)}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class CPUResources(_Checked):
+    """Limits of processor time; cgroup-v2.rst, "CPU" and "Cpuset".
+
+    ``quota`` microseconds of all CPUs together in each ``period`` (100000 where None), -1 for no
+    limit. ``weight``, 1 to 10000 (the kernel's default is 100), divides what several cgroups
+    want at once; ``idle`` gives only what nobody else wants, and has no weight. ``burst`` are
+    microseconds beyond the quota that unused ones of before allow. ``cpus`` and ``mems`` are the
+    processors and memory nodes that may be used, such as ``"0-3,5"``.
+    """
+
+    quota: Annotated[int | None, _optional(_int(-1, _MAX_INT))] = None
+    period: Annotated[int | None, _optional(_int(_MIN_QUOTA, _MAX_PERIOD))] = None
+    weight: Annotated[int | None, _optional(_int(1, 10000))] = None
+    cpus: Annotated[str | None, _optional(_cpu_list)] = None
+    mems: Annotated[str | None, _optional(_cpu_list)] = None
+    idle: Annotated[bool | None, _optional(_bool)] = None
+    burst: Annotated[int | None, _optional(_int(0, _MAX_INT))] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.quota is not None and 0 <= self.quota < _MIN_QUOTA:
+            _fail("quota", f"must be -1 or at least {_MIN_QUOTA} microseconds, not {self.quota}")
+        if self.idle and self.weight is not None:
+            _fail("weight", "contradicts idle")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryResources(_Checked):
+    """Limits of memory in bytes or as ``"256M"``, -1 for none; cgroup-v2.rst, "Memory".
+
+    What needs more than ``max`` is killed. Above ``high`` it is slowed down and its memory taken
+    back. ``min`` is never taken for others, ``low`` not while there is another way. ``swap_max``
+    limits swap alone; None is 0 where ``max`` is set, or that would limit nothing, else
+    untouched. With ``oom_group`` everything in the cgroup is killed at once, not one process;
+    None is True where ``max`` is set.
+    """
+
+    max: Annotated[int | str | None, _optional(_limit)] = None
+    high: Annotated[int | str | None, _optional(_limit)] = None
+    swap_max: Annotated[int | str | None, _optional(_limit)] = None
+    low: Annotated[int | str | None, _optional(_limit)] = None
+    min: Annotated[int | str | None, _optional(_limit)] = None
+    oom_group: Annotated[bool | None, _optional(_bool)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PidsResources(_Checked):
+    """``max`` processes and threads, -1 for no limit; cgroup-v2.rst, "PID"."""
+
+    max: Annotated[int | None, _optional(_int(-1, 2**22))] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.max == 0:
+            _fail("max", "must be -1 or at least 1: nothing could be started")
+
+
+@dataclass(frozen=True, slots=True)
+class IOResources(_Checked):
+    """Limits of block devices; cgroup-v2.rst, "IO".
+
+    ``weight``, 1 to 10000, is the share of devices whose scheduler knows weights. ``max`` has for
+    devices, named by their numbers as in ``"8:0"``, limits per second: ``rbps`` and ``wbps`` in
+    bytes, ``riops`` and ``wiops`` in operations, -1 for none, as a mapping or as the kernel
+    writes it (``"wbps=1048576 wiops=120"``).
+    """
+
+    weight: Annotated[int | None, _optional(_int(1, 10000))] = None
+    max: Annotated[
+        Mapping[str, Mapping[str, int | str] | str],
+        _mapping_of(_DEVICE_NUMBER, "device number such as '8:0'", _pairs(_IO_MAX)),
+    ] = _NO_LIMITS
+
+
+@dataclass(frozen=True, slots=True)
+class Resources(_Checked):
+    """What a cgroup may use. None is untouched: what is not said has no limit.
+
+    ``hugetlb`` has bytes by page size (``{"2MB": "64M"}``), ``rdma`` ``hca_handle`` and
+    ``hca_object`` by device. ``unified`` has texts for files of controllers, by name, which are
+    written as they are, last (OCI runtime-spec, config-linux, "Unified").
+    """
+
+    memory: Annotated[MemoryResources | None, _optional(_instance(MemoryResources))] = None
+    cpu: Annotated[CPUResources | None, _optional(_instance(CPUResources))] = None
+    pids: Annotated[PidsResources | None, _optional(_instance(PidsResources))] = None
+    io: Annotated[IOResources | None, _optional(_instance(IOResources))] = None
+    hugetlb: Annotated[
+        Mapping[str, int | str], _mapping_of(_PAGE_SIZE, "page size such as '2MB'", _hugetlb_limit)
+    ] = _NO_LIMITS
+    rdma: Annotated[
+        Mapping[str, Mapping[str, int] | str],
+        _mapping_of(_RDMA_DEVICE, "name of a device", _pairs(_RDMA_MAX)),
+    ] = _NO_LIMITS
+    unified: Annotated[
+        Mapping[str, str], _mapping_of(_CGROUP_FILE, "file such as 'memory.high'", _raw_value)
+    ] = _NO_LIMITS
+
+    @classmethod
+    def default(cls) -> Self:
+        """512 MiB of memory without swap, 1024 processes, an ordinary share of the CPUs."""
+        return cls(
+            memory=MemoryResources(max=512 << 20),
+            cpu=CPUResources(weight=100),
+            pids=PidsResources(max=1024),
+        )
+
+
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 
@@ -1215,6 +1423,7 @@ class Result:
             raise CommandError(self)
 
 
+publish(CPUResources, MemoryResources, PidsResources, IOResources, Resources)
 publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
 publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
 publish(Usage, Result)

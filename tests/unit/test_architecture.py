@@ -21,6 +21,8 @@ WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
 LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tree"} | {
+    "_hierarchy",
+    "_limits",
     "_users",
     "_walls",
 }
@@ -36,6 +38,7 @@ ARROWS = {
     "_seccomp": {"_errors", "_capabilities"},
     "_config": {"_errors", "_capabilities", "_seccomp"},
     **{leaf: WORDS for leaf in LEAVES},
+    "_cgroup": WORDS | {"_hierarchy", "_limits"},
     "_rootfs": WORDS | {"_devices", "_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
     "_accounts": DOOR,
@@ -53,7 +56,9 @@ ARROWS = {
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_cli": MIDDLE | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
-    "__init__": WORDS | {"_container", "_doctor", "_oneshot", "_process"} | {"_exec", "_signals"},
+    "__init__": WORDS
+    | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
+    | {"_exec", "_signals"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
