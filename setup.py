@@ -18,6 +18,7 @@ LAUNCHER_SOURCES = [
         "exec",
         "filesystem",
         "idmap",
+        "init",
         "landlock",
         "launcher",
         "layers",

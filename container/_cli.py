@@ -53,7 +53,7 @@ _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
 _LATER_WITH_VALUE = ("--memory", "--cpus", "--pids", "-p")
-_LATER_FLAGS = ("-t", "-d", "--init")
+_LATER_FLAGS = ("-t", "-d")
 
 
 # The command line --------------------------------------------------------------------------------
@@ -111,6 +111,7 @@ def _add_run(commands: Any) -> None:
     add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
     add("-w", metavar="DIR", help="working directory (default: /)")
     add("-u", metavar="USER[:GROUP]", help="names or numbers inside the container (default: 0)")
+    add("--init", action="store_true", help="run the command under a tiny init as PID 1")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
     add("--timeout", type=float, metavar="S", help="seconds after which everything is killed")
     add("--hostname", metavar="NAME", help="host name inside (default: container)")
@@ -174,6 +175,7 @@ def _run(options: argparse.Namespace) -> int:
         env=dict(options.e),
         cwd=options.w,
         user=options.u,
+        init=options.init,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

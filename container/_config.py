@@ -1203,7 +1203,7 @@ def _no_terminal(value: bool, field: str) -> bool:
     return value
 
 
-@_not_yet("tty", "init")
+@_not_yet("tty")
 @dataclass(frozen=True, slots=True)
 class Process(_Checked):
     """A program to run in a container.
@@ -1214,6 +1214,8 @@ class Process(_Checked):
     number or a name, or a uid; None is its root. Names are looked up in ``/etc/passwd`` and
     ``/etc/group`` of the container's root, nowhere else; a name without a group gets its primary
     and its supplementary groups from there, a number gets group 0. ``groups`` are added to them.
+    With ``init`` a tiny PID 1 of ours reaps what the program leaves behind, passes signals
+    on to it and ends with it; without, the program is PID 1 itself.
     ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
     object with ``fileno()``, PIPE or DEVNULL; ``stderr`` also STDOUT. With a file descriptor a
     Process cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
@@ -1227,6 +1229,7 @@ class Process(_Checked):
     umask: Annotated[int, _int(0, 0o777, oct)] = 0o022
     _: KW_ONLY  # the API has parameters to come before these
     rlimits: Annotated[Sequence[Rlimit], _sequence(_instance(Rlimit))] = ()
+    init: Annotated[bool, _bool] = False
     stdin: _Stdio = None
     stdout: _Stdio = None
     stderr: _Stdio = None

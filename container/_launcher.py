@@ -58,9 +58,12 @@ class StartFlag(IntFlag):
     QUIET = lib.START_QUIET
     LEASE = lib.START_LEASE
     MAP_BY_PROGRAM = lib.START_MAP_BY_PROGRAM
+    INIT = lib.START_INIT
 
 
 _MFD_EXEC = 0x10
+# Who executes what it may not read is not dumpable from the first moment on: a tiny init.
+_PROGRAM_MODE = 0o111
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _START_SIZE: Final[int] = ffi.sizeof("struct start")
 _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
@@ -873,6 +876,7 @@ def open_program() -> int:
         fd = os.memfd_create("container-launcher", flags)  # before Linux 6.3
     try:
         _write_all(fd, image)
+        os.fchmod(fd, _PROGRAM_MODE)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -909,6 +913,7 @@ def _private_file(image: bytes) -> int:
             continue
         try:
             _write_all(fd, image)
+            os.fchmod(fd, 0o555)  # an init executes it with the ids of its container
             # Executed must be an fd that was never open for writing, or it is "text busy".
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         finally:

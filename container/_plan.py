@@ -134,6 +134,8 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
             "with NOTIFY, run() has nobody to answer: popen()", field="config.seccomp"
         )
     flags |= foundation.base.flags
+    if process.init:
+        flags |= StartFlag.INIT
     if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = _plan_process(process, account, foundation, flags, caller.files)
@@ -394,6 +396,7 @@ _DETAILS = {
     "capabilities": "cannot set the capabilities",
     "landlock": "cannot confine it by Landlock",
     "no-new-privs": "cannot set no_new_privs",
+    "init": "cannot start the tiny init",
     "fds": "cannot lay out the standard streams",
     "seccomp-early": "cannot load the seccomp filter",
     "seccomp": "cannot load the seccomp filter",

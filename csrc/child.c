@@ -43,8 +43,9 @@ static void insert_sorted(int *fds, uint32_t count, int fd)
 
 long close_all_but_own(const struct child *child)
 {
-    int keep[STDIO_COUNT + 4] = {child->sync};
-    const int others[] = {child->filesystem.late, child->target, child->target_root};
+    const int others[] = {child->filesystem.late, child->target, child->target_root, child->status,
+                          child->program};
+    int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0]] = {child->sync};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
         insert_sorted(keep, count++, child->stdio[i]);
@@ -94,22 +95,36 @@ static long await_maps(struct child *child)
     return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
 }
 
-/* The standard streams, then copies of mounts. What came before this was done without a look at
- * the request: for a blank child there was none. */
+/* Where the next fd belongs: the standard streams, what an init needs, then copies of mounts. */
+static int *find_place(struct child *child, uint32_t *trees)
+{
+    for (int i = 0; i < STDIO_COUNT; i++)
+        if (child->stdio[i] < 0)
+            return &child->stdio[i];
+    if (child->start->flags & START_INIT && child->status == 0)
+        return &child->status;
+    if (child->start->flags & START_INIT && child->program == 0)
+        return &child->program;
+    return *trees < MAX_SOURCES ? &child->trees[(*trees)++] : NULL;
+}
+
+/* What came before this was done without a look at the request: for a blank child there was none.
+ */
 static long await_request(struct child *child)
 {
     struct message message;
-    uint32_t trees = 0, stdio = 0;
+    uint32_t trees = 0;
     uint8_t byte;
+    for (int i = 0; i < STDIO_COUNT; i++)
+        child->stdio[i] = -1;
     do {
         long result = receive_message(child->sync, &byte, 1, 0, &message);
         if (result < 0)
             return result;
         for (uint32_t i = 0; i < message.fd_count; i++) {
-            if (stdio < STDIO_COUNT)
-                child->stdio[stdio++] = message.fds[i];
-            else if (trees < MAX_SOURCES)
-                child->trees[trees++] = message.fds[i];
+            int *place = find_place(child, &trees);
+            if (place != NULL)
+                *place = message.fds[i];
         }
     } while (trees < child->start->source_count);
     return 0;
@@ -496,11 +511,14 @@ static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_CAPABILITIES, set_capabilities},
     {STEP_NO_NEW_PRIVS, forbid_new_privileges},
     {STEP_CWD, enter_cwd},
+    {STEP_INIT, start_init},
     {STEP_FDS, place_fds},
     {STEP_LANDLOCK, confine_by_rules},
     {STEP_SECCOMP, filter_last},
     {STEP_EXEC, execute},
 };
+
+enum { STEP_COUNT_OF_CHILD = sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0] };
 
 void run_steps(struct child *child, const struct child_step *steps, size_t count)
 {
@@ -523,6 +541,8 @@ void prepare_child(struct child *child, struct arena *arena)
     child->progress = &arena->progress;
     child->helper_stack = arena->helper_stack;
     child->filesystem.late = 0;
+    child->status = 0;
+    child->program = 0;
 }
 
 void run_child(void *argument)
@@ -532,5 +552,13 @@ void run_child(void *argument)
     prepare_child(child, arena);
     child->target = 0;
     child->target_root = 0;
-    run_steps(child, CHILD_SEQUENCE, sizeof CHILD_SEQUENCE / sizeof CHILD_SEQUENCE[0]);
+    run_steps(child, CHILD_SEQUENCE, STEP_COUNT_OF_CHILD);
+}
+
+void run_after(struct child *child, enum step step)
+{
+    size_t next = 0;
+    while (next < STEP_COUNT_OF_CHILD && CHILD_SEQUENCE[next].step <= step)
+        next++;
+    run_steps(child, CHILD_SEQUENCE + next, STEP_COUNT_OF_CHILD - next);
 }

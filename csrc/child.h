@@ -11,6 +11,7 @@ struct child_step {
 
 /* Do not return. */
 void run_steps(struct child *child, const struct child_step *steps, size_t count);
+void run_after(struct child *child, enum step step);
 
 void prepare_child(struct child *child, struct arena *arena);
 long close_all_but_own(const struct child *child);
@@ -25,6 +26,7 @@ long set_ids(struct child *child);
 long set_capabilities(struct child *child);
 long forbid_new_privileges(struct child *child);
 long enter_cwd(struct child *child);
+long start_init(struct child *child);
 long place_fds(struct child *child);
 long confine_by_rules(struct child *child);
 long execute(struct child *child);

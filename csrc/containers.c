@@ -46,6 +46,8 @@ void free_container(struct container *container)
     if (container->pidfd >= 0)
         (void)close_fd(container->pidfd);
     container->pidfd = -1;
+    close_fds(&container->payload, 1);
+    close_fds(&container->status, 1);
     close_watched(&container->channel);
     give_slot(container->slot);
     forget_blank(container);
@@ -82,6 +84,19 @@ static void settle_start(struct container *container)
     close_sync(container); /* it has left our memory: before its fds were closed */
 }
 
+static void take_fd(struct container *container, enum child_fd kind)
+{
+    struct report report = {.kind = REPORT_LISTENER, .row = -1};
+    int *fd = &launcher.message.fds[0];
+    if (kind == CHILD_LISTENER) {
+        send_report(container->channel, &report, *fd);
+    } else {
+        container->payload = *fd;
+        *fd = -1;
+    }
+    close_fds(launcher.message.fds, launcher.message.fd_count);
+}
+
 void handle_sync(struct container *container)
 {
     uint8_t byte;
@@ -93,13 +108,19 @@ void handle_sync(struct container *container)
         return;
     }
     if (launcher.message.fd_count > 0) {
-        struct report report = {.kind = REPORT_LISTENER, .row = -1};
-        send_report(container->channel, &report, launcher.message.fds[0]);
-        close_fds(launcher.message.fds, launcher.message.fd_count);
+        take_fd(container, byte);
     } else if (container->phase == PHASE_STARTING) {
         report_progress(container, REPORT_CREATED);
         container->phase = PHASE_CREATED;
     }
+}
+
+/* What an init cannot pass on, such as SIGSTOP, arrives as well. */
+static void signal_payload(const struct container *container, int signal)
+{
+    int pidfd =
+        container->payload >= 0 && signal != SIGKILL ? container->payload : container->pidfd;
+    (void)sys(NR_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0); /* or it is dead already */
 }
 
 void handle_channel(struct container *container)
@@ -114,7 +135,7 @@ void handle_channel(struct container *container)
         close_watched(&container->channel);
         kill_container(container, SIGKILL);
     } else if (command.op == COMMAND_SIGNAL) {
-        kill_container(container, command.value);
+        signal_payload(container, command.value);
     } else if (command.op == COMMAND_START && container->phase == PHASE_CREATED) {
         (void)send_message(container->sync, "", 1, 0, 0); /* fails if it died: SIGCHLD tells */
     }
@@ -129,6 +150,10 @@ static void report_exit(struct container *container, uint32_t status,
                         const struct rusage_record *usage)
 {
     int failed = container->phase == PHASE_FAILED;
+    uint32_t told = 0;
+    if (container->status >= 0 &&
+        sys(__NR_read, container->status, &told, sizeof told) == sizeof told)
+        status = told; /* else it was the init that died: as it did, then */
     struct report report = {
         .kind = failed ? REPORT_FAILED : REPORT_EXITED,
         .pid = container->pid,
@@ -141,6 +166,7 @@ static void report_exit(struct container *container, uint32_t status,
         .system_time = microseconds(usage->system),
         .max_rss = (uint64_t)usage->max_rss * 1024,
     };
+    close_fds(&container->status, 1);
     send_report(container->channel, &report, -1);
 }
 
@@ -177,6 +203,7 @@ void handle_children(void)
             stop_mapper(container);
             settle_start(container);
             kill_members(container);
+            close_fds(&container->payload, 1);
             close_fds(&container->pidfd, 1); /* before anybody is told and looks at our fds */
             report_exit(container, status, &usage);
             free_container(container);

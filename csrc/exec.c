@@ -127,6 +127,14 @@ static int may_share_memory(const struct start *start)
     return sys(__NR_pread64, launcher.suid_dumpable, &value, 1, 0) == 1 && value != '1';
 }
 
+/* The first process; not an init that our rights do not reach: its image, which nobody may read,
+ * belongs to the caller, and that id need not be among those that a program has mapped. */
+static int process_to_join(const struct container *container)
+{
+    int by_program = (container->flags & START_MAP_BY_PROGRAM) != 0;
+    return by_program && container->payload >= 0 ? container->payload : container->pidfd;
+}
+
 /* The container, or NULL for a process that is not ours; the fds that the child will need. */
 static long find_target(struct arena *arena, struct container **ret_container)
 {
@@ -143,7 +151,7 @@ static long find_target(struct arena *arena, struct container **ret_container)
         container = find_container(start->target);
         if (container == NULL)
             return -ESRCH;
-        child->target = container->pidfd;
+        child->target = process_to_join(container);
     }
     if (container != NULL && container->flags & START_CHROOT && start->clone_flags & CLONE_NEWNS)
         root = open_proc(container->pid, "root", O_PATH | O_DIRECTORY);
@@ -250,6 +258,8 @@ long exec_process(struct arena *arena, struct progress *progress)
     give_pipes(&arena->request, target == NULL ? -1 : target->slot);
     *container = (struct container){.arena = arena,
                                     .pidfd = -1,
+                                    .payload = -1,
+                                    .status = -1,
                                     .sync = -1,
                                     .channel = -1,
                                     .slot = -1,

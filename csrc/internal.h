@@ -32,6 +32,8 @@ struct request {
     int stdio[STDIO_COUNT];
     int sources[MAX_SOURCES]; /* in the launcher: what the caller opened, then the copies of it */
     uint32_t source_count;
+    int status;  /* START_INIT: the pipe that takes the payload's wait status; -1: none */
+    int program; /* START_INIT: the launcher's own image */
 };
 
 enum { MOST_FDS = 253 }; /* SCM_MAX_FD */
@@ -53,6 +55,9 @@ struct filesystem {
     const struct row *late_row;
 };
 
+/* What a child sends along with an fd. */
+enum child_fd { CHILD_LISTENER = 1, CHILD_PAYLOAD };
+
 struct child {
     const struct request *request;
     const struct start *start;
@@ -65,6 +70,9 @@ struct child {
     int32_t successor; /* exec: the process that goes on inside, once there is one */
     volatile int32_t listener;      /* of the filter, once it is loaded; 0 */
     volatile int32_t listener_sent; /* 1: not yet; 0, or a negative errno */
+    int status;                     /* as in the request; 0: none */
+    int program;                    /* likewise */
+    int meeting[2];                 /* socket pair of an init and its payload */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;
@@ -141,6 +149,10 @@ long write_late(struct filesystem *fs);
 
 /* child.c */
 void run_child(void *arena); /* does not return */
+
+/* init.c */
+int is_init(const char *name);
+_Noreturn void init_main(void);
 
 /* exec.c */
 void run_exec(void *arena); /* does not return */

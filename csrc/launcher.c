@@ -196,6 +196,7 @@ static long set_up(void)
         return result;
     launcher.suid_dumpable =
         (int)sys(__NR_openat, AT_FDCWD, "/proc/sys/fs/suid_dumpable", O_RDONLY | O_CLOEXEC);
+    launcher.program = (int)sys(__NR_openat, AT_FDCWD, "/proc/self/exe", O_PATH | O_CLOEXEC);
     launcher.epoll = (int)sys(__NR_epoll_create1, EPOLL_CLOEXEC);
     launcher.child_signal =
         (int)sys(__NR_signalfd4, -1, &child, sizeof child, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -207,7 +208,7 @@ static long set_up(void)
     return result < 0 ? result : start_guard();
 }
 
-_Noreturn void launcher_main(void)
+static _Noreturn void launcher_main(void)
 {
     int started = 0;
     if (set_up() < 0)
@@ -227,4 +228,12 @@ _Noreturn void launcher_main(void)
     }
     dismiss_guard();
     exit_process(0);
+}
+
+/* `stack` as the kernel leaves it to a program: argc, argv. */
+_Noreturn void program_main(const uintptr_t *stack)
+{
+    if (stack[0] == 1 && is_init((const char *)stack[1]))
+        init_main();
+    launcher_main();
 }

@@ -43,6 +43,7 @@ enum step {
     STEP_CAPABILITIES,
     STEP_NO_NEW_PRIVS,
     STEP_CWD,
+    STEP_INIT,     /* the tiny init takes PID 1, the rest is the payload's */
     STEP_FDS,      /* stdio in place, everything else close-on-exec; signals unblocked */
     STEP_LANDLOCK, /* the rules (row) */
     STEP_SECCOMP,  /* the filter, with no_new_privs: nothing but execve is made under it */
@@ -68,12 +69,13 @@ enum start_flag {
     START_LOCK_MOUNTS = 1u << 6,
     START_CHROOT = 1u << 7, /* instead of pivot_root: an explicit downgrade */
     START_NO_NEW_PRIVS = 1u << 8,
-    START_PRIVATE = 1u << 9,        /* no user namespace: cut the propagation of mounts by hand */
-    START_SHARE_MEMORY = 1u << 10,  /* until execve, as vfork: only for a root caller's child that
-                                       neither waits at the gate nor becomes dumpable */
-    START_QUIET = 1u << 11,         /* no report between CLONED and the end */
-    START_LEASE = 1u << 12,         /* ids: a range that REQUEST_LEASE made available */
-    START_MAP_BY_PROGRAM = 1u << 13 /* ids: maps that uid_program and gid_program write */
+    START_PRIVATE = 1u << 9,         /* no user namespace: cut the propagation of mounts by hand */
+    START_SHARE_MEMORY = 1u << 10,   /* until execve, as vfork: only for a root caller's child that
+                                        neither waits at the gate nor becomes dumpable */
+    START_QUIET = 1u << 11,          /* no report between CLONED and the end */
+    START_LEASE = 1u << 12,          /* ids: a range that REQUEST_LEASE made available */
+    START_MAP_BY_PROGRAM = 1u << 13, /* ids: maps that uid_program and gid_program write */
+    START_INIT = 1u << 14            /* the process runs under a tiny init */
 };
 
 enum row_op {

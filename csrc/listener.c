@@ -15,6 +15,7 @@ enum { PAUSE = 20000 }; /* nanoseconds: the filter is loaded in some of these */
 static void send_listener(void *argument)
 {
     struct child *child = argument;
+    const uint8_t kind = CHILD_LISTENER;
     int fd;
     while (child->listener == 0) {
         struct {
@@ -23,7 +24,7 @@ static void send_listener(void *argument)
         (void)sys(__NR_ppoll, 0, 0, &time, 0, 0);
     }
     fd = child->listener;
-    child->listener_sent = (int32_t)send_message(child->sync, "", 1, &fd, 1);
+    child->listener_sent = (int32_t)send_message(child->sync, &kind, 1, &fd, 1);
     for (;;)
         (void)sys(__NR_ppoll, 0, 0, 0, 0, 0); /* until execve, or the end of the child */
 }

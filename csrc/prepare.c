@@ -131,6 +131,10 @@ static long release_child(const struct request *request, int sync)
     uint32_t sent = 0, count = STDIO_COUNT;
     long result;
     memcpy(fds, request->stdio, sizeof request->stdio);
+    if (request->status >= 0) {
+        fds[count++] = request->status;
+        fds[count++] = request->program;
+    }
     do {
         while (count < MAX_FDS && sent < request->source_count)
             fds[count++] = request->sources[sent++];

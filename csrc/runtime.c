@@ -2,12 +2,13 @@
 /* The little that a freestanding program owes its compiler: an entry and four memory functions. */
 #include "sys.h"
 
-_Noreturn void launcher_main(void);
+_Noreturn void program_main(const uintptr_t *stack);
 
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n xor %ebp, %ebp\n and $-16, %rsp\n call launcher_main\n");
+__asm__(".globl _start\n_start:\n xor %ebp, %ebp\n mov %rsp, %rdi\n and $-16, %rsp\n call "
+        "program_main\n");
 #else
-__asm__(".globl _start\n_start:\n mov x29, #0\n mov x30, #0\n b launcher_main\n");
+__asm__(".globl _start\n_start:\n mov x29, #0\n mov x30, #0\n mov x0, sp\n b program_main\n");
 #endif
 __asm__(".section .note.GNU-stack,\"\",%progbits\n.text\n");
 

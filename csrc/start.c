@@ -60,6 +60,7 @@ static long clone_child(struct container *container)
 void close_request(struct request *request)
 {
     close_fds(request->stdio, STDIO_COUNT);
+    close_fds(&request->status, 1);
     close_fds(request->sources, request->source_count);
     close_fds(&request->channel, 1);
 }
@@ -97,12 +98,34 @@ long map_child(struct progress *progress, struct container *container)
     return result < 0 ? result : send_message(container->sync, "", 1, 0, 0);
 }
 
+/* By which an init tells what became of the payload. */
+static long open_status(struct container *container)
+{
+    struct request *request = &container->arena->request;
+    int ends[2];
+    long result;
+    if ((request->start->flags & START_INIT) == 0)
+        return 0;
+    if (launcher.program < 0)
+        return launcher.program;
+    result = sys(__NR_pipe2, ends, O_CLOEXEC | O_NONBLOCK);
+    if (result < 0)
+        return result;
+    container->status = ends[0];
+    request->status = ends[1];
+    request->program = launcher.program;
+    return 0;
+}
+
 /* To a child that has its ids. */
 static long give_request(struct container *container, struct progress *progress)
 {
     struct request *request = &container->arena->request;
-    long result = hand_over(progress, request, container->pid, container->slot, container->sync,
-                            container->arena->helper_stack);
+    long result = open_status(container);
+    progress->step = STEP_INIT;
+    if (result == 0)
+        result = hand_over(progress, request, container->pid, container->slot, container->sync,
+                           container->arena->helper_stack);
     if (result == 0 && (container->flags & START_QUIET) == 0) /* else SIGCHLD will do */
         result = watch(container->sync, EVENT_SYNC, (uint32_t)(container - launcher.containers));
     return result;
@@ -176,9 +199,14 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
     if (result == 0 && container == NULL)
         result = -EAGAIN;
     if (result == 0) {
-        *container = (struct container){
-            .arena = arena, .pidfd = -1, .sync = -1, .channel = -1, .slot = slot};
-        container->serial = ++launcher.serial;
+        *container = (struct container){.arena = arena,
+                                        .pidfd = -1,
+                                        .payload = -1,
+                                        .status = -1,
+                                        .sync = -1,
+                                        .channel = -1,
+                                        .slot = slot,
+                                        .serial = ++launcher.serial};
         arena->progress = (struct progress){.row = -1};
         result = clone_child(container);
     }
@@ -209,6 +237,7 @@ void prepare_request(struct request *request, uint8_t *bytes)
     request->bytes = bytes;
     request->channel = -1;
     request->source_count = 0;
+    request->status = -1;
     for (int i = 0; i < STDIO_COUNT; i++)
         request->stdio[i] = -1;
 }

@@ -12,6 +12,8 @@ struct container {
     struct arena *arena; /* until execve */
     struct progress failure;
     int32_t pid, pidfd, channel, sync;
+    int32_t payload; /* START_INIT: pidfd of what the init is the init of; -1: none */
+    int32_t status;  /* START_INIT: pipe with its wait status, once it has ended; -1: none */
     int32_t slot;    /* of host ids; -1: not leased */
     int32_t mapper;  /* pid of the process that has its ids mapped; 0: none */
     uint32_t flags;  /* enum start_flag */
@@ -29,6 +31,7 @@ struct launcher {
     int guard;         /* its pid, for a caller that has to reap it */
     int own_pidfd;     /* what the guard waits for */
     int suid_dumpable; /* the file of that sysctl; < 0: there is none */
+    int program;       /* our own image, for an init; or -errno */
     int ending;        /* kill and go */
     int retired;       /* the caller's rights changed: no new containers */
     int closed;        /* retired, and the last request was refused */

@@ -246,7 +246,7 @@ def test_a_script_whose_interpreter_is_absent_gives_126(tmp_path: Path) -> None:
 
 LATER = [
     *(["--memory", "256M"], ["--cpus", "1.5"], ["--pids", "64"], ["--net", "host"]),
-    *(["--net=bridge"], ["-p", "8080:80"], ["-t"], ["-d"], ["--init"]),
+    *(["--net=bridge"], ["-p", "8080:80"], ["-t"], ["-d"]),
 ]
 
 

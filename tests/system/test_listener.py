@@ -18,6 +18,7 @@ from system.helpers import PATIENCE, caller_argv, wait_until
 
 import container
 from container import (
+    PIPE,
     Config,
     ConfigError,
     Container,
@@ -140,6 +141,18 @@ def test_a_created_container_has_it_once_it_is_started() -> None:
         box.start()
         with answering(box.seccomp_listener, lambda _: GO_ON) as asked:
             assert wait_until(lambda: bool(asked))
+
+
+def test_the_payload_of_an_init_is_asked_about_and_the_init_is_not() -> None:
+    with Container(CURIOUS) as box:
+        box.run(Process(["sh", "-c", "cat /proc/1/comm; exit 3"], init=True, stdout=PIPE))
+        with answering(box.seccomp_listener, lambda _: GO_ON) as asked:
+            assert box.stdout is not None
+            assert box.stdout.read() == b"container-init\n"
+            assert box.wait(PATIENCE) == 3
+        # What an init does when its payload has ended, and no shell does.
+        assert asked[0] in {NUMBERS[name] for name in ("brk", "mmap", "access") if name in NUMBERS}
+        assert NUMBERS["rt_sigtimedwait"] not in asked
 
 
 def test_without_a_question_there_is_no_listener() -> None:

@@ -260,6 +260,21 @@ def test_a_command_in_a_container_with_ranges_has_the_ids_that_it_asks_for(place
 
 
 @worker_has_ranges
+def test_with_ranges_there_may_be_an_init_and_commands_beside_its_payload(place: Path) -> None:
+    source = f"""
+    maps = {{"own": {RANGES}, "foreign": [IDMapping(0, {FIRST}, 2000)]}}
+    for mappings in maps.values():
+        with Container(Config(uid_mappings=mappings, gid_mappings=mappings)) as box:
+            box.run(Process(["sleep", "1000"], init=True, user="1000:1001"))
+            command = box.exec(["sh", "-c", "cat /proc/1/comm /proc/2/comm; id"], text=True)
+            tell([*command.communicate(), box.stop()])
+    """
+    who = "uid=1000 gid=1001 groups=1001"
+    for told in answers(as_worker(place, source)):
+        assert told == [f"container-init\nsleep\n{who}\n", "", -15]
+
+
+@worker_has_ranges
 def test_maps_of_users_and_of_groups_may_be_of_different_kinds(place: Path) -> None:
     source = f"""
     uids = {RANGES}

@@ -66,8 +66,8 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
         *("rights", "request", "target", "lease", "clone", "id-maps", "sources"),
         *("sync", "join", "pid-namespace", "setup-ids", "session", "network", "handover"),
         *("mount-namespace", "hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits"),
-        *("seccomp-early", "bounding", "ids", "capabilities", "no-new-privs", "cwd", "fds"),
-        *("landlock", "seccomp", "exec"),
+        *("seccomp-early", "bounding", "ids", "capabilities", "no-new-privs", "cwd", "init"),
+        *("fds", "landlock", "seccomp", "exec"),
     ]
     assert list(EVERY_STEP) == order
 

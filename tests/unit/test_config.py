@@ -358,7 +358,6 @@ def test_what_a_config_cannot_have_yet_is_unsupported_by_name(name: str) -> None
 
 def test_what_a_process_cannot_have_yet_is_unsupported_by_name() -> None:
     assert unsupported_field(Process, ["a"], tty=True) == "tty"
-    assert unsupported_field(Process, ["a"], init=True) == "init"
 
 
 def test_an_unknown_parameter_is_a_type_error() -> None:
