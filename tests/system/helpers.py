@@ -125,8 +125,14 @@ def descendants_of(pid):
     _launcher.drop_blanks()
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         children = [int(word) for word in file.read().split()]
-    children = [each for each in children if not is_guard(each)]
-    return [each for child in children for each in (child, *descendants_of(child))]
+    found = []
+    for child in children:
+        try:
+            if not is_guard(child):
+                found += [child, *descendants_of(child)]
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            pass
+    return found
 
 """
 

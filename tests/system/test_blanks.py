@@ -189,6 +189,7 @@ def test_it_goes_with_launcher_and_caller(end: str) -> None:
     source = f"""{AWAIT_BLANK}
 run(["true"])
 tell(await_blank())
+sys.stdin.readline()
 if {end!r} == "launcher":
     kill_launcher()
 sys.stdin.read()
@@ -198,6 +199,10 @@ sys.stdin.read()
         try:
             if end == "caller":
                 process.kill()
+            else:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
             assert is_readable(fd, PATIENCE)
         finally:
             os.close(fd)
