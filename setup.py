@@ -12,6 +12,7 @@ from setuptools.command.build_ext import build_ext
 LAUNCHER_SOURCES = [
     f"csrc/{name}.c"
     for name in (
+        "attributes",
         "blank",
         "child",
         "containers",

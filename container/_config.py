@@ -1138,7 +1138,7 @@ class Config(_Checked):
 # A process ------------------------------------------------------------------------------------
 
 # In the order of their numbers, include/uapi/asm-generic/resource.h.
-_RLIMITS = (
+RLIMITS = (
     *("RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS"),
     *("RLIMIT_NPROC", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS"),
     *("RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO", "RLIMIT_RTTIME"),
@@ -1150,10 +1150,10 @@ def _rlimit_type(value: int | str, field: str) -> str:
         # Outside ASCII there are letters that become these by upper().
         name = f"RLIMIT_{value.upper().removeprefix('RLIMIT_')}" if value.isascii() else ""
     elif _is_int(value):
-        name = _RLIMITS[value] if value in range(len(_RLIMITS)) else ""
+        name = RLIMITS[value] if value in range(len(RLIMITS)) else ""
     else:
         _expected("a name such as 'NOFILE' or a constant of resource", value, field)
-    return name if name in _RLIMITS else _fail(field, f"unknown resource limit {_show(value)}")
+    return name if name in RLIMITS else _fail(field, f"unknown resource limit {_show(value)}")
 
 
 def _rlimit(value: int | str, field: str) -> int:
@@ -1184,7 +1184,26 @@ class Rlimit(_Checked):
     @property
     def number(self) -> int:
         """The kernel's number of the resource."""
-        return _RLIMITS.index(str(self.type))
+        return RLIMITS.index(str(self.type))
+
+
+_MAX_PASSED = 128  # of csrc/launcher.h
+
+
+def _passed(value: Sequence[int], field: str) -> tuple[int, ...]:
+    fds: tuple[int, ...] = _sequence(_int(3, _MAX_INT - 1), most=_MAX_PASSED)(value, field)
+    for index, fd in enumerate(fds):
+        if fd in fds[:index]:
+            _fail(f"{field}[{index}]", f"{fd} again")
+    return fds
+
+
+_MOST_CPUS = 8192  # CONFIG_NR_CPUS of any kernel
+
+
+def _cpus(value: Sequence[int], field: str) -> tuple[int, ...]:
+    cpus: tuple[int, ...] = _sequence(_int(0, _MOST_CPUS - 1))(value, field)
+    return tuple(sorted(set(cpus))) or _fail(field, "must not be empty; None is for all of them")
 
 
 _Stdio = Annotated[int | HasFileno | None, _stdio]
@@ -1215,7 +1234,12 @@ class Process(_Checked):
     ``/etc/group`` of the container's root, nowhere else; a name without a group gets its primary
     and its supplementary groups from there, a number gets group 0. ``groups`` are added to them.
     With ``init`` a tiny PID 1 of ours reaps what the program leaves behind, passes signals
-    on to it and ends with it; without, the program is PID 1 itself.
+    on to it and ends with it; without, the program is PID 1 itself. ``pass_fds`` are fds of
+    the caller that it shall have, at the same numbers, from 3 on; of directories and O_PATH ones
+    never, because they lead out of the container: bind those. ``nice`` is its nice value,
+    ``cpu_affinity`` the numbers of the processors that it may use (sched_setaffinity(2)),
+    ``oom_score_adj`` from -1000 (never killed for want of memory) to 1000; None are 0, all, and
+    the caller's but no less than 0. What is better than the caller's needs its capabilities.
     ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
     object with ``fileno()``, PIPE or DEVNULL; ``stderr`` also STDOUT. With a file descriptor a
     Process cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
@@ -1230,6 +1254,10 @@ class Process(_Checked):
     _: KW_ONLY  # the API has parameters to come before these
     rlimits: Annotated[Sequence[Rlimit], _sequence(_instance(Rlimit))] = ()
     init: Annotated[bool, _bool] = False
+    pass_fds: Annotated[Sequence[int], _passed] = ()
+    nice: Annotated[int | None, _optional(_int(-20, 19))] = None
+    cpu_affinity: Annotated[Sequence[int] | None, _optional(_cpus)] = None
+    oom_score_adj: Annotated[int | None, _optional(_int(-1000, 1000))] = None
     stdin: _Stdio = None
     stdout: _Stdio = None
     stderr: _Stdio = None
@@ -1239,6 +1267,8 @@ class Process(_Checked):
         _unique(self.rlimits, "type", "rlimits")
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.pass_fds:
+            _fail("pass_fds", "file descriptors cannot be pickled")
         _refuse_to_pickle_streams(self)
         return _Checked.__reduce__(self)
 
@@ -1249,11 +1279,11 @@ class ExecConfig(_Checked):
 
     What is None is as for the process that the container was started with: ``cwd``, ``user`` (and
     its ``groups``), ``capabilities``; ``env`` is added to that process's. So are its rlimits,
-    umask and no_new_privs, always. ``root`` is a directory inside that becomes ``/``; ``cwd`` is
-    then below it. ``user`` is as in `Process`. The streams are as in `Process` too, but by default
-    as in `popen`: nothing to read, and pipes for what is written. After ``timeout`` seconds every
-    process that it has started is killed. With a file descriptor it cannot be pickled
-    (`ConfigError`). The repr has the names in ``env`` only.
+    umask, no_new_privs, nice value, processors and oom_score_adj, always. ``root`` is a directory
+    inside that becomes ``/``; ``cwd`` is then below it. ``user`` is as in `Process`. The streams
+    are as in `Process` too, but by default as in `popen`: nothing to read, and pipes for what is
+    written. After ``timeout`` seconds every process that it has started is killed. With a file
+    descriptor it cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
     """
 
     args: Annotated[Sequence[StrPath], _args]

@@ -25,7 +25,7 @@ from container._launcher import (
     StartFlag,
     join_process,
 )
-from container._plan import Plan, explain, plan_process
+from container._plan import Plan, attribute_flags, explain, plan_process
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
 from container._streams import NAMES, Stdio, open_stdio, open_stream
 from container._tree import end_tree
@@ -90,6 +90,9 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
         groups=first.groups if wanted.user is None else (),
         umask=first.umask,
         rlimits=first.rlimits,
+        nice=first.nice,
+        cpu_affinity=first.cpu_affinity,
+        oom_score_adj=first.oom_score_adj,
     )
     if wanted.root is not None and process.user is not None:
         refuse_names(process.user)
@@ -101,9 +104,8 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     if not joined & NAMESPACE_FLAGS["user"]:
         identity = _outside(identity)
     base = replace(base, clone_flags=joined, table=NO_ROWS, hostname="", domainname="")
-    request = plan_process(
-        host.config, process, identity, with_capabilities(base, wanted), _member_flags(base, joined)
-    )
+    flags = _member_flags(base, joined) | attribute_flags(process)
+    request = plan_process(host.config, process, identity, with_capabilities(base, wanted), flags)
     return Plan(replace(request, join=Join(host.child.serial, str(wanted.root or ""))), identity)
 
 

@@ -59,6 +59,8 @@ class StartFlag(IntFlag):
     LEASE = lib.START_LEASE
     MAP_BY_PROGRAM = lib.START_MAP_BY_PROGRAM
     INIT = lib.START_INIT
+    NICE = lib.START_NICE
+    OOM_SCORE = lib.START_OOM_SCORE
 
 
 _MFD_EXEC = 0x10
@@ -70,6 +72,7 @@ _REPORT_SIZE: Final[int] = ffi.sizeof("struct report")
 _WALL = 0x40000000  # wait(2): children without an exit signal too
 MAX_ROWS: Final[int] = lib.MAX_ROWS
 MAX_SOURCES: Final[int] = lib.MAX_SOURCES
+MAX_PASSED: Final[int] = lib.MAX_PASSED
 TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ONE_FD = socket.CMSG_LEN(4)
@@ -143,6 +146,10 @@ class StartRequest:
     gid: int
     umask: int
     join: "Join | None" = None  # an exec: no container of its own
+    cpus: bytes = b""  # a bit for each; none leaves them
+    nice: int = 0
+    oom_score: int = 0
+    passed: Sequence[int] = ()  # fds of the caller, whose numbers they keep
     map_programs: Sequence[Sequence[str]] = ((), ())  # for uids and gids: see _ids.map_program
     _kept: tuple[object, bytes] | None = None
 
@@ -265,7 +272,8 @@ def encode_start(
     vectors_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
     vectors = [request.args, request.env, *filter(None, request.map_programs)]
     numbers_at = vectors_at + 8 * sum(len(each) + 1 for each in vectors)
-    blob = _Blob(numbers_at + 4 * (len(request.programs) + len(request.groups)))
+    passed_at = numbers_at + 4 * (len(request.programs) + len(request.groups))
+    blob = _Blob(passed_at + 4 * len(request.passed))
     strings = [offset for each in vectors for offset in (*map(blob.string, each), 0)]
     args, env, *programs = _place_vectors(vectors_at, vectors)
     map_programs = [programs.pop(0) if each else (0, 0) for each in request.map_programs]
@@ -274,7 +282,9 @@ def encode_start(
         *(args, env),
         (numbers_at + 4 * len(request.programs), len(request.groups)),
     )
-    numbers = [*map(blob.string, request.programs), *request.groups]
+    numbers = [*map(blob.string, request.programs), *request.groups, *request.passed]
+    passed = (passed_at, len(request.passed))
+    cpus = (blob.add(request.cpus), len(request.cpus))
     text, gid_text = (map_text(mappings) for mappings in maps)
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
     hostname, domainname = blob.string(base.hostname), blob.string(base.domainname)
@@ -303,10 +313,11 @@ def encode_start(
         "struct start *",
         (
             *(op, request.flags, blob.offset, fail_step, base.clone_flags),
-            *(uid_map, gid_map, *map_programs, (_START_SIZE, len(base.table.rows))),
+            *(uid_map, gid_map, cpus, passed, *map_programs, (_START_SIZE, len(base.table.rows))),
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
-            *(source_count, base.table.root, base.filter_flags, pipes, *owner),
+            *(source_count, base.table.root, base.filter_flags, request.nice, request.oom_score),
+            *(pipes, *owner),
             *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
             *(join.serial, new_root),
@@ -1084,7 +1095,7 @@ def _attempt(
     owns_pipes = by_fd or request.flags & StartFlag.MAP_BY_PROGRAM
     data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if owns_pipes else 0)
     fds = [source.fd for source in sources if source is not None] if by_fd else []
-    child = launcher.start(data, fds, stdio)
+    child = launcher.start(data, fds, (*stdio, *request.passed))
     if request.flags & StartFlag.QUIET:
         return child
     try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From Config and Process to the launcher's request, and from its answer to an error."""
 
+import fcntl
 import os
 import re
 import resource
@@ -14,7 +15,7 @@ from typing import Self, cast
 from container import _ids
 from container._accounts import look_up
 from container._capabilities import Capability, to_mask
-from container._config import Config, HostRoot, Namespaces, Overlay, Process
+from container._config import RLIMITS, Config, HostRoot, Namespaces, Overlay, Process
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, launch_error
 from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
@@ -134,12 +135,23 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
             "with NOTIFY, run() has nobody to answer: popen()", field="config.seccomp"
         )
     flags |= foundation.base.flags
+    flags |= attribute_flags(process)
     if process.init:
         flags |= StartFlag.INIT
     if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = _plan_process(process, account, foundation, flags, caller.files)
     return Plan(request, foundation.identity)
+
+
+def attribute_flags(process: Process) -> StartFlag:
+    """Which of the attributes that have no value for "as it is" are asked for."""
+    flags = StartFlag(0)
+    if process.nice is not None:
+        flags |= StartFlag.NICE
+    if process.oom_score_adj is not None:
+        flags |= StartFlag.OOM_SCORE
+    return flags
 
 
 def plan_process(
@@ -172,6 +184,10 @@ def _plan_process(
         uid=account.uid,
         gid=account.gid,
         umask=process.umask,
+        cpus=_cpu_mask(process.cpu_affinity),
+        nice=process.nice or 0,
+        oom_score=process.oom_score_adj or 0,
+        passed=process.pass_fds,
         map_programs=foundation.identity.programs,
     )
 
@@ -276,7 +292,7 @@ def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # the memory dumpable for a moment, and others might have ids that were given. Not where the
     # child waits long, nor where it has to be dumpable itself, nor with a time namespace, which a
     # process that shares memory cannot enter before Linux 6.3.
-    unfit = StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
+    unfit = StartFlag.OOM_SCORE | StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
 
@@ -296,6 +312,8 @@ def _limits(process: Process, files: tuple[int, int]) -> list[tuple[int, int, in
     limits = {
         # The launcher's own limit of files is raised; the container gets the caller's.
         resource.RLIMIT_NOFILE: files,
+        resource.RLIMIT_NICE: (0, 0),
+        resource.RLIMIT_RTPRIO: (0, 0),
         resource.RLIMIT_CORE: (0, 0),  # a core_pattern helper of the host would get the memory
     }
     limits |= {limit.number: (int(limit.soft), int(limit.hard)) for limit in process.rlimits}
@@ -303,6 +321,14 @@ def _limits(process: Process, files: tuple[int, int]) -> list[tuple[int, int, in
         (number, soft % (_INFINITY + 1), hard % (_INFINITY + 1))
         for number, (soft, hard) in limits.items()
     ]
+
+
+def _cpu_mask(cpus: Sequence[int] | None) -> bytes:
+    if cpus is None:
+        return b""
+    mask = sum(1 << cpu for cpu in cpus)
+    words = -(-mask.bit_length() // 64)  # what the kernel counts in
+    return mask.to_bytes(8 * words, "little")
 
 
 def _cwd_for(config: Config) -> str:
@@ -352,9 +378,25 @@ def _open_source(row: Row) -> Source:
     return Source(fd, status.st_dev, status.st_ino, stat.S_ISDIR(status.st_mode))
 
 
+def _check_passed(fd: int, field: str) -> None:
+    try:
+        flags, mode = fcntl.fcntl(fd, fcntl.F_GETFL), os.fstat(fd).st_mode
+    except OSError as error:
+        raise ConfigError(
+            f"{fd} is no open file descriptor: {error.strerror}", field=field
+        ) from None
+    if flags & os.O_PATH or stat.S_ISDIR(mode):
+        raise ConfigError(
+            f"{fd} is a directory or O_PATH: it would lead out of the container; bind that path",
+            field=field,
+        )
+
+
 def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int) -> Child:
     """Send a plan off, with the child's fds 0 to 2; ``pipes`` has a bit for those that we made."""
     identity = plan.identity
+    for index, fd in enumerate(plan.request.passed):
+        _check_passed(fd, f"pass_fds[{index}]")
     with Sources(plan.rows) as sources:
         return launch(
             plan.request, identity.maps, sources, stdio, pipes=pipes, by_fd=identity.by_fd
@@ -379,6 +421,8 @@ _DETAILS = {
     "rights": "the rights of the caller changed",
     "lease": "every range of 65536 host ids is taken",
     "clone": "cannot create the namespaces",
+    "oom-score": "cannot set oom_score_adj",
+    "scheduling": "cannot set the processors that may be used",
     "id-maps": "cannot write the id maps of the user namespace",
     "sources": "cannot copy the mounts that are bound",
     "filesystem": "cannot build the file system",
@@ -420,8 +464,12 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
         detail = f"cannot set the hostname {request.base.hostname!r}"
         if request.base.domainname:
             detail += f" or the domain name {request.base.domainname!r}"
+    elif failure.step == "scheduling" and failure.row == 0:
+        detail = f"cannot set the nice value {request.nice}"
     elif failure.step == "rlimits" and 0 <= failure.row < len(request.limits):
-        detail = f"cannot set resource limit {request.limits[failure.row][0]}"
+        number, _, hard = request.limits[failure.row]
+        shown = "unlimited" if hard == _INFINITY else hard
+        detail = f"cannot set {RLIMITS[number]} to {shown}"
     elif failure.step == "ids":
         detail = f"cannot become user {request.uid}, group {request.gid}"
     elif failure.step == "landlock" and 0 <= failure.row < len(request.base.rules):

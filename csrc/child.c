@@ -45,13 +45,15 @@ long close_all_but_own(const struct child *child)
 {
     const int others[] = {child->filesystem.late, child->target, child->target_root, child->status,
                           child->program};
-    int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0]] = {child->sync};
+    int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0] + MAX_PASSED] = {child->sync};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
         insert_sorted(keep, count++, child->stdio[i]);
     for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++)
         if (others[i] > 0)
             insert_sorted(keep, count++, others[i]);
+    for (uint32_t i = 0; i < child->passed_count; i++)
+        insert_sorted(keep, count++, child->passed[i]);
     return close_all_but(keep, count);
 }
 
@@ -95,7 +97,8 @@ static long await_maps(struct child *child)
     return result < 0 ? result : receive_message(child->sync, &byte, 1, 0, &message);
 }
 
-/* Where the next fd belongs: the standard streams, what an init needs, then copies of mounts. */
+/* Where the next fd belongs: the standard streams, what an init needs, what is passed on, then
+ * copies of mounts. */
 static int *find_place(struct child *child, uint32_t *trees)
 {
     for (int i = 0; i < STDIO_COUNT; i++)
@@ -105,7 +108,37 @@ static int *find_place(struct child *child, uint32_t *trees)
         return &child->status;
     if (child->start->flags & START_INIT && child->program == 0)
         return &child->program;
+    if (child->passed_count < child->start->passed.count)
+        return &child->passed[child->passed_count++];
     return *trees < MAX_SOURCES ? &child->trees[(*trees)++] : NULL;
+}
+
+static long move_above(int *fd, uint32_t number)
+{
+    long result = *fd <= 0 ? *fd : sys(__NR_fcntl, *fd, F_DUPFD_CLOEXEC, number + 1);
+    if (*fd <= 0 || result < 0)
+        return result;
+    (void)close_fd(*fd);
+    *fd = (int)result;
+    return 0;
+}
+
+/* Nothing of ours may have a number that something passed on shall have. Now, while the limit of
+ * files is the launcher's. */
+static long clear_numbers(struct child *child)
+{
+    const uint32_t *numbers = span_at(child->request->bytes, child->start->passed);
+    int *const ours[] = {&child->sync,     &child->stdio[0], &child->stdio[1],
+                         &child->stdio[2], &child->status,   &child->program};
+    uint32_t highest = 0;
+    long result = 0;
+    for (uint32_t i = 0; i < child->passed_count; i++)
+        highest = numbers[i] > highest ? numbers[i] : highest;
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0] && result >= 0; i++)
+        result = move_above(ours[i], highest);
+    for (uint32_t i = 0; i < child->passed_count && result >= 0; i++)
+        result = move_above(&child->passed[i], highest);
+    return result < 0 ? result : 0;
 }
 
 /* What came before this was done without a look at the request: for a blank child there was none.
@@ -127,7 +160,7 @@ static long await_request(struct child *child)
                 *place = message.fds[i];
         }
     } while (trees < child->start->source_count);
-    return 0;
+    return child->passed_count == 0 ? 0 : clear_numbers(child);
 }
 
 static long unshare_mounts(struct child *child)
@@ -412,7 +445,7 @@ long enter_cwd(struct child *child)
     return result < 0 ? result : path[0] == '/' ? 0 : -EXDEV; /* "(unreachable)..." */
 }
 
-long place_fds(struct child *child)
+static long place_streams(struct child *child)
 {
     uint64_t no_signals = 0;
     long result;
@@ -425,6 +458,15 @@ long place_fds(struct child *child)
     result = sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
     return result < 0 ? result
                       : sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);
+}
+
+long place_fds(struct child *child)
+{
+    const uint32_t *numbers = span_at(child->request->bytes, child->start->passed);
+    long result = place_streams(child);
+    for (uint32_t i = 0; i < child->passed_count && result >= 0; i++)
+        result = sys(__NR_dup3, child->passed[i], numbers[i], 0);
+    return result < 0 ? result : 0;
 }
 
 /* In place: memory of our own would stay with a launcher that shares its own with us. */
@@ -543,6 +585,7 @@ void prepare_child(struct child *child, struct arena *arena)
     child->filesystem.late = 0;
     child->status = 0;
     child->program = 0;
+    child->passed_count = 0;
 }
 
 void run_child(void *argument)

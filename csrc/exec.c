@@ -27,6 +27,29 @@ static long leave_launcher(struct child *child)
     return result < 0 ? result : close_all_but_own(child);
 }
 
+/* Of the launcher's children only this one has its rights, and no longer than until it joins. */
+static long set_own_scheduling(struct child *child)
+{
+    long result = set_scheduling(child->request, child->progress, 0);
+    return result < 0 ? result : raise_limits(child->request, child->progress, 0);
+}
+
+/* Without root the file is another's unless we are dumpable; nobody inside sees us yet, and our
+ * memory is not shared: see may_share_memory(). */
+static long set_own_oom_score(struct child *child)
+{
+    int pid = (int)sys(__NR_getpid, 0);
+    long result = write_oom_score(child->start, pid);
+    if (result != -EACCES)
+        return result;
+    result = sys(__NR_prctl, PR_SET_DUMPABLE, 1, 0, 0, 0);
+    if (result == 0)
+        result = write_oom_score(child->start, pid);
+    if (result == 0)
+        result = sys(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    return result;
+}
+
 /* Root and working directory become those of the mount namespace. */
 static long join_namespaces(struct child *child)
 {
@@ -85,6 +108,8 @@ static long enter_root(struct child *child)
 
 static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_SYNC, leave_launcher},
+    {STEP_OOM_SCORE, set_own_oom_score},
+    {STEP_SCHEDULING, set_own_scheduling},
     {STEP_JOIN, join_namespaces},
     {STEP_PID_NAMESPACE, enter_pid_namespace},
     {STEP_SETUP_IDS, become_root_of_namespace},
@@ -103,7 +128,7 @@ static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_EXEC, execute},
 };
 
-enum { STEP_COUNT_OF_EXEC = sizeof EXEC_SEQUENCE / sizeof EXEC_SEQUENCE[0], AFTER_BIRTH = 3 };
+enum { STEP_COUNT_OF_EXEC = sizeof EXEC_SEQUENCE / sizeof EXEC_SEQUENCE[0], AFTER_BIRTH = 5 };
 
 void run_exec(void *arena)
 {
@@ -122,7 +147,8 @@ static void run_successor(void *arena)
 static int may_share_memory(const struct start *start)
 {
     char value;
-    if ((start->flags & START_SHARE_MEMORY) == 0 || launcher.suid_dumpable < 0)
+    if ((start->flags & START_SHARE_MEMORY) == 0 || start->flags & START_OOM_SCORE ||
+        launcher.suid_dumpable < 0)
         return 0;
     return sys(__NR_pread64, launcher.suid_dumpable, &value, 1, 0) == 1 && value != '1';
 }

@@ -32,6 +32,8 @@ struct request {
     int stdio[STDIO_COUNT];
     int sources[MAX_SOURCES]; /* in the launcher: what the caller opened, then the copies of it */
     uint32_t source_count;
+    int passed[MAX_PASSED];
+    uint32_t passed_count;
     int status;  /* START_INIT: the pipe that takes the payload's wait status; -1: none */
     int program; /* START_INIT: the launcher's own image */
 };
@@ -73,6 +75,8 @@ struct child {
     int status;                     /* as in the request; 0: none */
     int program;                    /* likewise */
     int meeting[2];                 /* socket pair of an init and its payload */
+    int passed[MAX_PASSED];
+    uint32_t passed_count;
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;
@@ -119,6 +123,12 @@ long write_proc(int pid, const char *name, const void *data, size_t size);
 
 /* idmap.c */
 long open_mapped_namespace(const char *maps, uint8_t *stack);
+
+/* attributes.c */
+void reset_attributes(void);
+long set_scheduling(const struct request *request, struct progress *progress, int pid);
+long raise_limits(const struct request *request, struct progress *progress, int pid);
+long write_oom_score(const struct start *start, int pid);
 
 /* filesystem.c */
 long open_below(int base, const char *path, uint64_t flags, uint64_t resolve);

@@ -187,6 +187,7 @@ static long set_up(void)
     reset_signals();
     (void)sys(__NR_setsid, 0);  /* fails only where it is not needed */
     (void)sys(__NR_chdir, "/"); /* so as not to hold the caller's directory */
+    reset_attributes();
     if (sys(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, &files) == 0) {
         files.soft = files.hard; /* two per container; children get the caller's limit */
         (void)sys(__NR_prlimit64, 0, RLIMIT_NOFILE, &files, 0);

@@ -21,7 +21,9 @@ enum step {
     STEP_LEASE,   /* find a range of host ids that nobody else has */
     STEP_CLONE,   /* clone3 into the new namespaces */
     STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */
-    STEP_SOURCES, /* detached, idmapped copies of mount sources (row) */
+    STEP_OOM_SCORE,
+    STEP_SOURCES,    /* detached, idmapped copies of mount sources (row) */
+    STEP_SCHEDULING, /* row 0: nice value, 1: processors */
     /* the child's part */
     STEP_SYNC,          /* wait for the id maps; die with the launcher */
     STEP_JOIN,          /* exec: into the namespaces of the target */
@@ -32,11 +34,11 @@ enum step {
     STEP_HANDOVER,      /* wait for the request: a blank child was made before there was one */
     STEP_MOUNT_NAMESPACE,
     STEP_HOSTNAME,
-    STEP_FILESYSTEM,  /* the rows (row) */
-    STEP_PIVOT,       /* the root becomes /, the old one goes */
-    STEP_LOCK_MOUNTS, /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
-    STEP_GATE,        /* created: wait for the word to start */
-    STEP_RLIMITS,
+    STEP_FILESYSTEM,    /* the rows (row) */
+    STEP_PIVOT,         /* the root becomes /, the old one goes */
+    STEP_LOCK_MOUNTS,   /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
+    STEP_GATE,          /* created: wait for the word to start */
+    STEP_RLIMITS,       /* (row); before, the launcher has raised hard ones above its own */
     STEP_SECCOMP_EARLY, /* the filter, while there are the rights for it: without no_new_privs */
     STEP_BOUNDING,      /* drop the bounding set while CAP_SETPCAP is there */
     STEP_IDS,           /* groups, gid, uid of the process */
@@ -75,7 +77,9 @@ enum start_flag {
     START_QUIET = 1u << 11,          /* no report between CLONED and the end */
     START_LEASE = 1u << 12,          /* ids: a range that REQUEST_LEASE made available */
     START_MAP_BY_PROGRAM = 1u << 13, /* ids: maps that uid_program and gid_program write */
-    START_INIT = 1u << 14            /* the process runs under a tiny init */
+    START_INIT = 1u << 14,           /* the process runs under a tiny init */
+    START_NICE = 1u << 15,
+    START_OOM_SCORE = 1u << 16
 };
 
 enum row_op {
@@ -114,6 +118,7 @@ enum row_flag {
 };
 
 enum limits {
+    MAX_PASSED = 128,
     MAX_ROWS = 2048,
     MAX_SOURCES = 1000,
     MAX_FDS = 250, /* in one message */
@@ -161,7 +166,7 @@ struct rule {
     uint64_t access;
 };
 
-/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, sources...
+/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, passed..., sources...
  * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]. There are no rows;
  * clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is one of them.
  */
@@ -173,6 +178,8 @@ struct start {
     uint64_t clone_flags;
     struct span uid_map; /* bytes as written to /proc/PID/uid_map; none with START_LEASE */
     struct span gid_map;
+    struct span cpus;        /* a bit for each, sched_setaffinity(2); none leaves them */
+    struct span passed;      /* uint32_t: the numbers of the fds that are passed on */
     struct span uid_program; /* uint64_t strings, and a 0: the program and what it takes, with */
     struct span gid_program; /* room for the pid; none: the map is written by the launcher */
     struct span rows;        /* struct row */
@@ -191,8 +198,10 @@ struct start {
     uint32_t source_count;
     uint32_t root;         /* the row */
     uint32_t filter_flags; /* of seccomp(2) */
-    uint32_t pipes;        /* bit N: fd N was made for the process, which shall own it */
-    uint32_t pipe_uid;     /* its owner: of the host, with START_LEASE of the container */
+    int32_t nice;
+    int32_t oom_score; /* -1000 to 1000 */
+    uint32_t pipes;    /* bit N: fd N was made for the process, which shall own it */
+    uint32_t pipe_uid; /* its owner: of the host, with START_LEASE of the container */
     uint32_t pipe_gid;
     struct span rules;       /* struct rule */
     uint64_t handled_access; /* of Landlock; 0: none of it */

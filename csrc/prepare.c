@@ -135,6 +135,8 @@ static long release_child(const struct request *request, int sync)
         fds[count++] = request->status;
         fds[count++] = request->program;
     }
+    memcpy(fds + count, request->passed, request->passed_count * sizeof fds[0]);
+    count += request->passed_count;
     do {
         while (count < MAX_FDS && sent < request->source_count)
             fds[count++] = request->sources[sent++];
@@ -147,7 +149,12 @@ static long release_child(const struct request *request, int sync)
 long map_ids(struct progress *progress, const struct request *request, int pid, int32_t slot)
 {
     long result = begin_step(progress, request->start, STEP_ID_MAPS);
-    return result < 0 ? result : write_maps(request, pid, slot);
+    if (result == 0)
+        result = write_maps(request, pid, slot);
+    if (result == 0)
+        result = begin_step(progress, request->start, STEP_OOM_SCORE);
+    /* Now, while the child of a launcher without root is dumpable. */
+    return result < 0 ? result : write_oom_score(request->start, pid);
 }
 
 long hand_over(struct progress *progress, struct request *request, int pid, int32_t slot, int sync,
@@ -156,6 +163,12 @@ long hand_over(struct progress *progress, struct request *request, int pid, int3
     long result = begin_step(progress, request->start, STEP_SOURCES);
     if (result == 0)
         result = copy_sources(request, progress, pid, helper_stack);
+    if (result == 0)
+        result = begin_step(progress, request->start, STEP_SCHEDULING);
+    if (result == 0)
+        result = set_scheduling(request, progress, pid);
+    if (result == 0)
+        result = raise_limits(request, progress, pid);
     if (result < 0)
         return result;
     give_pipes(request, slot);

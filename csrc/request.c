@@ -60,6 +60,18 @@ static int any_overlap(const struct start *start)
     return 0;
 }
 
+/* Of fds that are passed on: above the standard streams, and such that one more can be above. */
+static int numbers_fit(const uint8_t *bytes, struct span span, size_t size)
+{
+    const uint32_t *numbers = span_at(bytes, span);
+    if (!span_fits(span, sizeof *numbers, sizeof *numbers, size) || span.count > MAX_PASSED)
+        return 0;
+    for (uint32_t i = 0; i < span.count; i++)
+        if (numbers[i] < STDIO_COUNT || numbers[i] >= INT32_MAX)
+            return 0;
+    return 1;
+}
+
 /* The program and the pid at least; or none. */
 static int program_fits(const uint8_t *bytes, struct span span, size_t size)
 {
@@ -176,6 +188,10 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         return -EINVAL;
     if (!span_fits(start->uid_map, 1, 1, size) || !span_fits(start->gid_map, 1, 1, size))
         return -EINVAL;
+    if (!span_fits(start->cpus, 1, 1, size))
+        return -EINVAL;
+    if (!numbers_fit(bytes, start->passed, size))
+        return -EINVAL;
     if (!program_fits(bytes, start->uid_program, size) ||
         !program_fits(bytes, start->gid_program, size))
         return -EINVAL;
@@ -217,7 +233,8 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (start->flags & (START_GATE | START_QUIET))
         return -EINVAL;
-    if (start->rows.count != 0 || start->source_count != (start->target == 0))
+    if (start->rows.count != 0 || start->passed.count != 0 ||
+        start->source_count != (start->target == 0))
         return -EINVAL;
     return string_fits(start->new_root, size) ? 0 : -EINVAL;
 }

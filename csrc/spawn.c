@@ -106,6 +106,20 @@ static int arrange_fds(const struct spawn *spawn, int *ret_program)
     return (int)syscall(SYS_close_range, *ret_program + 1, ~0u, 0);
 }
 
+/* A program that the kernel spares when memory runs out would have containers that it spares: the
+ * launcher goes without that. Here, because its own file of it is root's once it runs. Fails only
+ * for who is not dumpable and not root, and was spared by root. */
+static void give_up_oom_protection(void)
+{
+    char text[16] = "";
+    int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    if (read(fd, text, sizeof text - 1) > 0 && text[0] == '-')
+        (void)!write(fd, "0", 1);
+    close(fd);
+}
+
 /* Runs in the caller's memory, in a process of its own. */
 static int exec_launcher(void *argument)
 {
@@ -114,6 +128,7 @@ static int exec_launcher(void *argument)
     char *const args[] = {"container-launcher", NULL};
     char *const env[] = {NULL};
     int program = -1;
+    give_up_oom_protection();
     if ((spawn->join == 0 || syscall(SYS_setns, spawn->caller_pidfd, spawn->join) == 0) &&
         arrange_fds(spawn, &program) == 0)
         (void)syscall(SYS_execveat, program, "", args, env, AT_EMPTY_PATH); /* only on failure */

@@ -61,6 +61,7 @@ void close_request(struct request *request)
 {
     close_fds(request->stdio, STDIO_COUNT);
     close_fds(&request->status, 1);
+    close_fds(request->passed, request->passed_count);
     close_fds(request->sources, request->source_count);
     close_fds(&request->channel, 1);
 }
@@ -237,6 +238,7 @@ void prepare_request(struct request *request, uint8_t *bytes)
     request->bytes = bytes;
     request->channel = -1;
     request->source_count = 0;
+    request->passed_count = 0;
     request->status = -1;
     for (int i = 0; i < STDIO_COUNT; i++)
         request->stdio[i] = -1;
@@ -251,6 +253,8 @@ static void move_request(struct arena *to, struct arena *from, size_t size)
     memcpy(to->request.sources, from->request.sources,
            from->request.source_count * sizeof from->request.sources[0]);
     to->request.source_count = from->request.source_count;
+    memcpy(to->request.passed, from->request.passed, sizeof from->request.passed);
+    to->request.passed_count = from->request.passed_count;
 }
 
 static long start_container(struct arena *arena, struct progress *progress)
@@ -324,14 +328,14 @@ static void take_fds(int *to, int *from, uint32_t count)
     }
 }
 
-/* The fds of the first message: channel, [memfd], stdio, sources. */
+/* The fds of the first message: channel, [memfd], stdio, passed, sources. */
 static long decode_start(struct request *request, struct message *message, enum request_op op)
 {
     uint32_t first = request->start->flags & START_IN_MEMFD ? 2 : 1;
     size_t size = message->size;
-    uint32_t sources;
+    uint32_t sources, next = first + STDIO_COUNT;
     long result;
-    if (message->fd_count < first + STDIO_COUNT)
+    if (message->fd_count < next)
         return -EINVAL;
     if (first == 2) {
         size = request->start->size;
@@ -344,11 +348,15 @@ static long decode_start(struct request *request, struct message *message, enum 
     result = (op == REQUEST_EXEC ? check_exec : check_start)(request->start, request->bytes, size);
     if (result < 0)
         return result;
-    sources = message->fd_count - first - STDIO_COUNT;
+    if (message->fd_count - next < request->start->passed.count)
+        return -EINVAL;
+    sources = message->fd_count - next - request->start->passed.count;
     if (sources > request->start->source_count)
         return -EINVAL;
     take_fds(request->stdio, message->fds + first, STDIO_COUNT);
-    take_fds(request->sources, message->fds + first + STDIO_COUNT, sources);
+    request->passed_count = request->start->passed.count;
+    take_fds(request->passed, message->fds + next, request->passed_count);
+    take_fds(request->sources, message->fds + next + request->passed_count, sources);
     request->source_count = sources;
     return receive_sources(request);
 }

@@ -106,6 +106,9 @@ static void read_start(uint8_t *bytes, size_t size)
     read_span(bytes, copy.uid_map, 1);
     read_span(bytes, copy.gid_map, 1);
     read_span(bytes, copy.groups, sizeof(uint32_t));
+    read_span(bytes, copy.cpus, 1);
+    read_span(bytes, copy.passed, sizeof(uint32_t));
+    promise(copy.passed.count <= MAX_PASSED);
     read_span(bytes, copy.rlimits, sizeof(struct limit));
     read_span(bytes, copy.filter, FILTER_SIZE);
     for (uint32_t i = 0; i < copy.rules.count; i++)
@@ -119,6 +122,12 @@ static void read_start(uint8_t *bytes, size_t size)
     use_rows(&copy, bytes);
     use_vector(bytes, copy.args);
     use_vector(bytes, copy.env);
+    for (int i = 0; i < 2; i++) { /* as run_program() of mapper.c */
+        struct span program = i == 0 ? copy.uid_program : copy.gid_program;
+        promise(program.count != 1);
+        if (program.count > 0)
+            use_vector(bytes, program);
+    }
 }
 
 static void read_lease(uint8_t *bytes, size_t size)

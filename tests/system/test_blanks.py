@@ -13,7 +13,7 @@ import pytest
 from system.helpers import caller, is_readable, running_caller, told
 
 import container
-from container import Config, Container, Mount, Namespaces, Process, _launcher
+from container import Config, Container, Mount, Namespaces, Process, Rlimit, _launcher
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -87,6 +87,35 @@ def test_a_start_of_another_kind_does_not(blank: int) -> None:
                 ours = os.stat(f"/proc/self/ns/{kind}").st_ino
                 theirs = os.stat(f"/proc/{box.pid}/ns/{kind}").st_ino
                 assert (ours == theirs) == (kind in kept), kind
+
+
+ASKED_FOR = Process(
+    ["sleep", "1000"], init=True, nice=7, cpu_affinity=[0], rlimits=[Rlimit("NPROC", 77, 78)]
+)
+
+
+def uses_blank_for_much() -> bool:
+    blank = await_blank()
+    with Container() as box, Container() as spared:
+        box.run(ASKED_FOR)
+        assert box.pid is not None
+        (payload,) = children_of(box.pid)
+        for pid in (box.pid, payload):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == 7
+            assert os.sched_getaffinity(pid) == {0}
+        assert Path(f"/proc/{box.pid}/comm").read_text() == "container-init\n"
+        limits = Path(f"/proc/{payload}/limits").read_text()
+        assert ["77", "78"] in [line.split()[2:4] for line in limits.splitlines()]
+        # Its file is its user's for as long as its maps are to be written: too late for a blank.
+        other = await_blank()
+        spared.run(Process(["sleep", "1000"], oom_score_adj=500))
+        assert spared.pid != other
+        assert Path(f"/proc/{spared.pid}/oom_score_adj").read_text() == "500\n"
+        return box.pid == blank
+
+
+def test_what_a_process_asks_for_is_done_to_it_too(blank: int) -> None:
+    assert any(uses_blank_for_much() for _ in range(20))
 
 
 @pytest.mark.needs("root")

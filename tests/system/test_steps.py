@@ -63,8 +63,18 @@ def check(error: LaunchError, step: str) -> None:
 def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     assert list(EVERY_STEP.values()) == list(range(1, len(EVERY_STEP) + 1))
     order = [
-        *("rights", "request", "target", "lease", "clone", "id-maps", "sources"),
-        *("sync", "join", "pid-namespace", "setup-ids", "session", "network", "handover"),
+        *("rights", "request", "target", "lease", "clone", "id-maps", "oom-score"),
+        *(
+            "sources",
+            "scheduling",
+            "sync",
+            "join",
+            "pid-namespace",
+            "setup-ids",
+            "session",
+            "network",
+            "handover",
+        ),
         *("mount-namespace", "hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits"),
         *("seccomp-early", "bounding", "ids", "capabilities", "no-new-privs", "cwd", "init"),
         *("fds", "landlock", "seccomp", "exec"),
@@ -127,8 +137,18 @@ def test_a_start_without_a_user_namespace_names_the_step_that_fails(step: str) -
 
 
 EXEC_STEPS = [
-    *("rights", "request", "target", "clone", "sync", "join", "pid-namespace", "setup-ids"),
-    *("session", "pivot", "rlimits", "seccomp-early", "bounding", "ids", "capabilities"),
+    *("rights", "request", "target", "clone", "sync", "oom-score", "scheduling", "join"),
+    *(
+        "pid-namespace",
+        "setup-ids",
+        "session",
+        "pivot",
+        "rlimits",
+        "seccomp-early",
+        "bounding",
+        "ids",
+        "capabilities",
+    ),
     *("no-new-privs", "cwd", "fds", "landlock", "seccomp", "exec"),
 ]
 
