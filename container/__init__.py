@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from container._oneshot import popen, run
     from container._process import ExecProcess
     from container._signals import SignalForwarder
+    from container._state import StateManager
 
 __version__ = "0.1.0"
 
@@ -107,6 +108,7 @@ _LAZY = {
     "Pressure": "_cgroup",
     "Report": "_doctor",
     "SignalForwarder": "_signals",
+    "StateManager": "_state",
     "doctor": "_doctor",
     "exec_in_namespaces": "_exec",
     "get_namespace_paths": "_exec",
@@ -173,6 +175,7 @@ __all__ = [
     "SignalForwarder",
     "State",
     "StateError",
+    "StateManager",
     "SyscallArg",
     "SyscallCondition",
     "SyscallRule",

@@ -53,12 +53,13 @@ ARROWS = {
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container"},
+    "_state": WORDS,
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_cli": MIDDLE | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
-    | {"_exec", "_signals"},
+    | {"_exec", "_signals", "_state"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
