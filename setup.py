@@ -14,6 +14,7 @@ LAUNCHER_SOURCES = [
     for name in (
         "attributes",
         "blank",
+        "cgroup",
         "child",
         "containers",
         "exec",

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     )
     from container._container import Container
     from container._doctor import Check, Report, doctor
+    from container._events import ContainerEvent, EventKind
     from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
     from container._oneshot import popen, run
     from container._process import ExecProcess
@@ -100,6 +101,8 @@ _LAZY = {
     "CgroupStats": "_cgroup",
     "Check": "_doctor",
     "Container": "_container",
+    "ContainerEvent": "_events",
+    "EventKind": "_events",
     "ExecProcess": "_process",
     "IOStats": "_cgroup",
     "MemoryEvents": "_cgroup",
@@ -137,11 +140,13 @@ __all__ = [
     "ConfigError",
     "Container",
     "ContainerError",
+    "ContainerEvent",
     "ContainerNotFoundError",
     "ContainerState",
     "ContainerTimeoutError",
     "ControllerNotEnabledError",
     "Device",
+    "EventKind",
     "ExecConfig",
     "ExecProcess",
     "HookError",

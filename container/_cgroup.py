@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Cgroup`: a control group of the v2 hierarchy, its limits, numbers and end."""
 
+import fcntl
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from errno import EBUSY, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
@@ -18,13 +19,14 @@ from container._errors import (
     ControllerNotEnabledError,
     publish,
 )
-from container._hierarchy import SUBTREE, available, find_hierarchy, find_place, read
+from container._hierarchy import SUBTREE, available, enable, find_hierarchy, find_place, read
 from container._limits import Setting, controllers_of, settings_of
 
 OPTIONAL = ("memory", "pids")  # for the numbers, where they cost nothing
 _PATIENCE = 10.0  # seconds: only a stuck process needs more to freeze or to die
 _MICRO = 1e6
 _TRIES = 8
+_MARK = "@"  # begins the names of launchers' places, and no name that `validate_id` lets pass
 
 
 # Numbers --------------------------------------------------------------------------------------
@@ -455,6 +457,16 @@ def refusal(setting: Setting, error: OSError, path: str) -> Exception:
     return ConfigError(f"{setting.value!r}: {why}", field=f"resources.{setting.field}")
 
 
+def is_frozen(path: str | None) -> bool:
+    """Whether the cgroup ``path`` is to stand still; not if it is gone, or there is none."""
+    if path is None:
+        return False
+    try:
+        return read(os.path.join(path, "cgroup.freeze")).strip() == "1"
+    except OSError:
+        return False
+
+
 def make_directory(name: str, controllers: Iterable[str]) -> str:
     """A new cgroup in the place for those of containers."""
     wanted = tuple(controllers)
@@ -471,6 +483,86 @@ def make_directory(name: str, controllers: Iterable[str]) -> str:
             raise CgroupError(f"cannot make {path!r}: {error.strerror}") from error
         return path
     raise CgroupError(f"cannot make {path!r}: its place is removed again and again")
+
+
+# The place of a launcher ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The cgroup of one launcher's containers; whoever has its lock (``fd``) is alive."""
+
+    path: str
+    above: str
+    fd: int
+    controllers: frozenset[str]
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            remove_tree(self.path)
+
+
+def claim_place(name: str, wanted: Collection[str]) -> Place:
+    """Make and lock one; what dead launchers have left beside it is removed."""
+    for _ in range(_TRIES):
+        path = make_directory(f"{_MARK}{name}", wanted)
+        fd = _lock(path)
+        if fd is None:  # taken for a dead one's in between
+            continue
+        try:
+            controllers = available(path) & {*wanted, *OPTIONAL}
+            enable(path, controllers)
+        except OSError as error:
+            os.close(fd)
+            remove_tree(path)
+            raise CgroupError(f"cannot enable controllers in {path!r}: {error.strerror}") from error
+        _prune(os.path.dirname(path))
+        return Place(path, os.path.dirname(path), fd, controllers)
+    raise CgroupError(f"cannot make {path!r}: it is removed again and again")
+
+
+def extend_place(path: str, wanted: Collection[str]) -> None:
+    """Give what will be in there more controllers; `ControllerNotEnabledError` names one that is
+    not to be had.
+    """
+    above = find_place(wanted, OPTIONAL)
+    if above != os.path.dirname(path):
+        raise CgroupError(f"{above!r} has the controllers {', '.join(wanted)}, {path!r} has not")
+    try:
+        enable(path, wanted)
+    except OSError as error:
+        raise CgroupError(f"cannot enable controllers in {path!r}: {error.strerror}") from error
+
+
+def _lock(path: str) -> int | None:
+    """An fd with the lock of a place that is there; None where somebody else has it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(path).st_ino == os.fstat(fd).st_ino:
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _prune(directory: str) -> None:
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        fd = _lock(path) if name.startswith(_MARK) else None
+        if fd is None:
+            continue
+        try:
+            # Somebody else's, or something in it will not die: not for us to tell.
+            with suppress(CgroupError, OSError):
+                Cgroup(path).kill()
+                _remove(path)
+        finally:
+            os.close(fd)
 
 
 def remove_tree(path: str) -> None:

@@ -1032,7 +1032,7 @@ _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 
 
-@_not_yet("resources", "network", "hooks")
+@_not_yet("network", "hooks")
 @dataclass(frozen=True, slots=True)
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
@@ -1072,6 +1072,9 @@ class Config(_Checked):
     ``apparmor_profile`` (one that is loaded) and ``selinux_label`` are those of the program, from
     its execve on; `UnsupportedError` where the kernel runs without that module. ``landlock``
     confines it further, by path.
+
+    ``resources`` are limits, by a control group of the container's own, which ``Resources()``
+    gives without any: it can then be paused, and has stats. None: it is where the caller is.
     """
 
     root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
@@ -1099,6 +1102,7 @@ class Config(_Checked):
     selinux_label: Annotated[str | None, _optional(_label)] = None
     landlock: Annotated[Landlock | None, _optional(_instance(Landlock))] = None
     read_only_root: Annotated[bool, _bool] = False
+    resources: Annotated[Resources | None, _optional(_instance(Resources))] = None
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)

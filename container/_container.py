@@ -5,8 +5,8 @@ import os
 import secrets
 import threading
 import warnings
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from signal import SIGCONT
 from time import monotonic
@@ -14,11 +14,13 @@ from typing import IO, Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
 from container import _files
+from container._cgroup import Cgroup, CgroupStats, is_frozen
 from container._config import (
     Config,
     ContainerState,
     ExecConfig,
     Process,
+    Resources,
     SignalConfig,
     State,
     StrPath,
@@ -27,6 +29,7 @@ from container._config import (
     validate_id,
 )
 from container._errors import (
+    CgroupError,
     ConfigError,
     ContainerTimeoutError,
     StateError,
@@ -34,8 +37,10 @@ from container._errors import (
     launch_error,
     publish,
 )
+from container._events import ContainerEvent, follow
 from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
 from container._launcher import Child, StartFlag
+from container._limits import controllers_of, settings_of
 from container._plan import explain, launch_plan, make_plan
 from container._process import (
     CaptureLimits,
@@ -275,6 +280,9 @@ class Container:
         child = self._used_child()
         deadline = monotonic() + parse_duration(config.stop_timeout)
         child.receive()
+        if self._state(child) == State.PAUSED:  # or it could not end in order
+            with suppress(StateError):
+                self.resume()
         if self._state(child) == State.RUNNING:
             child.signal(config.stop_signal)
             child.signal(SIGCONT)  # a stopped process would take no notice
@@ -292,6 +300,78 @@ class Container:
             child.wait_news(None)
             child.receive()
         self._note_stop(child)
+
+    # Its control group
+
+    def pause(self) -> None:
+        """Let every process stand still; returns once they do. They can still be killed.
+
+        This and the following need ``Config(resources=...)``: `CgroupError` without.
+        """
+        with self._lock:
+            child = self._used_child()
+            if self._state(child) != State.RUNNING:
+                self._refuse("pause", child)
+            with self._group("pause", child) as group:
+                group.freeze()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        with self._lock:
+            child = self._used_child()
+            if self._state(child) != State.PAUSED:
+                self._refuse("resume", child)
+            with self._group("resume", child) as group:
+                group.thaw()
+
+    def update(self, resources: Resources) -> None:
+        """Change limits while it runs; what is None stays as it is."""
+        if not isinstance(resources, Resources):
+            raise ConfigError(
+                f"expected Resources, got {type(resources).__name__}", field="resources"
+            )
+        child = self._used_child()
+        with self._group("update", child) as group:
+            child.launcher.find_cgroups(controllers_of(settings_of(resources)))
+            group.update(resources)
+
+    def stats(self) -> CgroupStats:
+        """What it uses now, and has used: processor time, memory, processes, devices."""
+        child = self._used_child()
+        with self._group("read the numbers of", child) as group:
+            return group.stats()
+
+    def events(self, timeout: float | timedelta | None = None) -> Iterator[ContainerEvent]:
+        """What happens to it from now on, until its end, which is the last one; or until
+        ``timeout`` seconds have passed. The kernel tells of it, nothing is polled.
+        """
+        limit = None if timeout is None else parse_duration(timeout)
+        child = self._used_child()
+        with self._group("follow", child) as group:
+            return follow(group.path, child, limit)
+
+    @contextmanager
+    def _group(self, action: str, child: Child) -> Iterator[Cgroup]:
+        """The cgroup of a container that has not ended; `StateError` once it has."""
+        child.receive()
+        if child.over:
+            self._refuse(action, child)
+        path = child.cgroup
+        if path is None:
+            raise CgroupError(
+                f"cannot {action} container {self.id}: it has no control group; give it"
+                " Config(resources=Resources()) or limits"
+            )
+        try:
+            yield Cgroup(path)
+        except CgroupError:
+            # It went with the end of the container, of which we hear in a moment.
+            if os.path.isdir(path):
+                raise
+            while not child.over:
+                child.wait_news(None)
+                child.receive()
+            self._refuse(action, child)
 
     # Files
 
@@ -438,7 +518,9 @@ class Container:
         child.receive()
         if child.over:
             return State.STOPPED
-        return State.RUNNING if child.started else State.CREATED
+        if not child.started:
+            return State.CREATED
+        return State.PAUSED if is_frozen(child.cgroup) else State.RUNNING
 
     def _used_child(self) -> Child:
         self._check_owner()

@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
@@ -26,9 +26,11 @@ from sys import byteorder
 from typing import Any, Final
 
 from container import _ids
+from container._cgroup import claim_place, extend_place
 from container._config import IDMapping
 from container._errors import LaunchError, StateError, UnsupportedError, launch_error
 from container._hints import LAUNCHER_HINT, launcher_hint
+from container._limits import Setting, controllers_of
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
 
@@ -61,6 +63,7 @@ class StartFlag(IntFlag):
     INIT = lib.START_INIT
     NICE = lib.START_NICE
     OOM_SCORE = lib.START_OOM_SCORE
+    CGROUP = lib.START_CGROUP
 
 
 _MFD_EXEC = 0x10
@@ -120,6 +123,7 @@ class Base:
     filter_flags: int = 0
     rules: Sequence[tuple[str, int]] = ()  # of Landlock: path, LANDLOCK_ACCESS_FS_*
     handled_access: int = 0
+    settings: tuple[Setting, ...] = ()  # of the control group, with StartFlag.CGROUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +273,9 @@ def encode_start(
     limits_at = _START_SIZE + len(table)
     filter_at = limits_at + len(request.limits) * ffi.sizeof("struct limit")
     rules_at = filter_at + len(base.filter)
-    vectors_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
+    settings = base.settings if request.join is None else ()
+    settings_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
+    vectors_at = settings_at + len(settings) * ffi.sizeof("struct setting")
     vectors = [request.args, request.env, *filter(None, request.map_programs)]
     numbers_at = vectors_at + 8 * sum(len(each) + 1 for each in vectors)
     passed_at = numbers_at + 4 * (len(request.programs) + len(request.groups))
@@ -291,6 +297,10 @@ def encode_start(
     cwd = blob.string(request.cwd)
     rules = ffi.new(
         "struct rule[]", [(blob.string(path), 0, access) for path, access in base.rules]
+    )
+    limits_of_cgroup = ffi.new(
+        "struct setting[]",
+        [(blob.string(each.file), blob.string(each.value), each.optional, 0) for each in settings],
     )
     op, join = lib.REQUEST_START, Join(0, "")
     if request.join is not None:
@@ -320,7 +330,7 @@ def encode_start(
             *(pipes, *owner),
             *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
-            *(join.serial, new_root),
+            *(join.serial, new_root, (settings_at, len(settings))),
         ),
     )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
@@ -331,6 +341,7 @@ def encode_start(
             bytes(ffi.buffer(limits)),
             base.filter,
             bytes(ffi.buffer(rules)),
+            bytes(ffi.buffer(limits_of_cgroup)),
             array("Q", strings).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,
@@ -350,6 +361,15 @@ class Exit:
     system: float = 0.0
     max_rss: int | None = None
     lost: bool = False  # the launcher died: killed, without a report
+    # Of the control group; None without one, or where the kernel does not tell.
+    memory_peak: int | None = None
+    pids_peak: int | None = None
+    oom_kills: int | None = None
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether anything in the container was killed for want of memory."""
+        return bool(self.oom_kills)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +380,7 @@ class Failure:
     errno: int
     row: int
     value: int
+    oom_kills: int | None = None
 
 
 class Child:
@@ -376,6 +397,7 @@ class Child:
         self.pidfd: int | None = None
         self.listener: int | None = None  # of its filter
         self.serial = 0  # what the launcher calls it
+        self.in_cgroup = False
         # Of an exec, with pid and pidfd: its end is not that of all that it has started.
         self.end_tree: Callable[[int, int], object] | None = None
         self.created = False
@@ -407,6 +429,13 @@ class Child:
             return True
 
     @property
+    def cgroup(self) -> str | None:
+        """The directory of its control group, once it is cloned; None without one."""
+        if not self.in_cgroup or not self.serial or self.launcher.place is None:
+            return None
+        return os.path.join(self.launcher.place, str(self.serial))
+
+    @property
     def over(self) -> bool:
         """Nothing will be reported after this."""
         return self.exit is not None or self.failure is not None
@@ -429,13 +458,17 @@ class Child:
             self.started = True
         elif report.kind == lib.REPORT_FAILED:
             step = STEPS.get(report.step, "launcher")
-            self.failure = Failure(step, report.error, report.row, report.value)
+            oom_kills = _known(report.oom_kills)
+            self.failure = Failure(step, report.error, report.row, report.value, oom_kills)
         elif report.kind == lib.REPORT_EXITED:
             self.exit = Exit(
                 os.waitstatus_to_exitcode(report.wait_status),
                 report.user_time / 1e6,
                 report.system_time / 1e6,
                 report.max_rss,
+                memory_peak=_known(report.memory_peak),
+                pids_peak=_known(report.pids_peak),
+                oom_kills=_known(report.oom_kills),
             )
 
     def _lose(self) -> None:
@@ -527,6 +560,10 @@ class Child:
             if fd is not None:
                 os.close(fd)
         self.pidfd = self.listener = None
+
+
+def _known(number: int) -> int | None:
+    return None if number == 2**64 - 1 else number
 
 
 def above_stdio(fd: int) -> int:
@@ -632,6 +669,8 @@ class Launcher:
         self.owner = os.getpid()
         self._guard_pidfd: int | None = None
         self._has_leases = False
+        self.place: str | None = None  # the directory of its containers' control groups
+        self._controllers: frozenset[str] = frozenset()  # that they have
         self._closed = False
         self._retired = False
         self._containers = 0
@@ -745,17 +784,50 @@ class Launcher:
             "lease", report.error, "cannot lock a range of host ids", os.fsdecode(path[:-1])
         )
 
+    def find_cgroups(self, wanted: Collection[str]) -> None:
+        """Tell it where to make control groups, which have these controllers at least."""
+        with self._lock:
+            if self.place is None:
+                self._claim_place(wanted)
+            elif not self._controllers.issuperset(wanted):
+                extend_place(self.place, wanted)
+                self._controllers |= {*wanted}
+
+    def _claim_place(self, wanted: Collection[str]) -> None:
+        # Not while a fork copies this process: the lock would outlive the launcher in the copy.
+        with _fork_lock:
+            place = claim_place(f"{self.pid}-{os.urandom(4).hex()}", wanted)
+            try:
+                paths = [os.fsencode(path) + b"\0" for path in (place.path, place.above)]
+                size = ffi.sizeof("struct place")
+                total = size + sum(map(len, paths))
+                fields = (lib.REQUEST_PLACE, total, size, size + len(paths[0]))
+                header = bytes(ffi.buffer(ffi.new("struct place *", fields)))
+                report = self._ask(header + b"".join(paths), [place.fd])
+            except BaseException:
+                place.remove()
+                raise
+            finally:
+                os.close(place.fd)
+        if report.kind == lib.REPORT_PLACED:
+            self.place, self._controllers = place.path, place.controllers
+            return
+        place.remove()
+        if STEPS.get(report.step) == "rights":
+            raise _Gone
+        raise launch_error("cgroup", report.error, "the launcher cannot use the control group")
+
     def drop_blanks(self) -> None:
         """Have it let go of the children that it made ahead (csrc/blank.c)."""
         with suppress(_Gone):  # the end of the channel is the answer
             self._ask(lib.REQUEST_DROP_BLANKS.to_bytes(4, byteorder))
 
-    def _ask(self, request: bytes) -> Any:
+    def _ask(self, request: bytes, fds: Sequence[int] = ()) -> Any:
         """Send a request that has one answer; the answer."""
         with _fork_lock:
             ours, theirs = _socket_pair()
             try:
-                self.send(request, [theirs.fileno()])
+                self.send(request, [theirs.fileno(), *fds])
             except BaseException:
                 ours.close()
                 raise
@@ -1092,10 +1164,14 @@ def _attempt(
 ) -> Child:
     if request.flags & StartFlag.LEASE:
         launcher.find_leases()
+    in_cgroup = bool(request.flags & StartFlag.CGROUP)
+    if in_cgroup:
+        launcher.find_cgroups(controllers_of(request.base.settings))
     owns_pipes = by_fd or request.flags & StartFlag.MAP_BY_PROGRAM
     data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if owns_pipes else 0)
     fds = [source.fd for source in sources if source is not None] if by_fd else []
     child = launcher.start(data, fds, (*stdio, *request.passed))
+    child.in_cgroup = in_cgroup
     if request.flags & StartFlag.QUIET:
         return child
     try:

@@ -4,7 +4,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from container._config import (
@@ -13,11 +13,13 @@ from container._config import (
     MemoryResources,
     PidsResources,
     Resources,
+    parse_size,
 )
 from container._errors import ConfigError, UnsupportedError
 
 PERIOD = 100_000  # microseconds: the kernel's default
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc")
+_LEAST_CPUS, _MOST_CPUS = 0.01, 16384  # of the kernel: quotas from 1 ms; CONFIG_NR_CPUS
 _MAX_SHARES = 1 << 18  # kernel/sched/sched.h, MAX_SHARES
 _DEFAULT_BLKIO = (10, 1000)
 
@@ -115,6 +117,41 @@ def _other(resources: Resources) -> Iterator[Setting]:
         yield Setting("rdma.max", f"{device} {limits}", f"rdma[{device!r}]")
     for file, value in resources.unified.items():
         yield Setting(file, value, f"unified[{file!r}]")
+
+
+def limit_further(
+    resources: Resources | None,
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids: int | None = None,
+) -> Resources | None:
+    """With the short limits of `run` in place of those that there are."""
+    if memory is None and cpus is None and pids is None:
+        return resources
+    found = resources or Resources()
+    if memory is not None:
+        limit = parse_size(memory, "memory", unlimited=True)
+        found = replace(found, memory=replace(found.memory or MemoryResources(), max=limit))
+    if cpus is not None:
+        quota = _parse_cpus(cpus)
+        cpu = replace(found.cpu or CPUResources(), quota=quota, period=PERIOD)
+        found = replace(found, cpu=cpu)
+    if pids is not None:
+        try:
+            found = replace(found, pids=PidsResources(max=pids))
+        except ConfigError as error:
+            raise ConfigError(error.detail, field="pids") from None
+    return found
+
+
+def _parse_cpus(cpus: float) -> int:
+    """The quota for so many processors."""
+    if isinstance(cpus, bool) or not isinstance(cpus, int | float):
+        raise ConfigError(f"expected a number, got {type(cpus).__name__}", field="cpus")
+    if not _LEAST_CPUS <= cpus <= _MOST_CPUS:  # refuses NaN too
+        detail = f"must be from {_LEAST_CPUS} to {_MOST_CPUS}, not {cpus!r}"
+        raise ConfigError(detail, field="cpus")
+    return round(cpus * PERIOD)
 
 
 # OCI ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from container._config import (
 from container._container import Container
 from container._errors import CommandError, ConfigError, UnsupportedError, publish
 from container._launcher import TRIES, StartFlag, launcher_lost, replace_launcher
+from container._limits import limit_further
 from container._plan import Planner, explain, launch_plan
 from container._process import (
     Conversation,
@@ -58,8 +59,15 @@ def parse_bind(value: Bind, field: str) -> Mount:
 _DEFAULT_CONFIG = Config()
 
 
+Limits = tuple[int | str | None, float | None, int | None]
+"""memory, cpus, pids"""
+
+
 def _config(
-    config: Config | None, root: StrPath | HostRoot | Overlay | None, binds: Sequence[Bind]
+    config: Config | None,
+    root: StrPath | HostRoot | Overlay | None,
+    binds: Sequence[Bind],
+    limits: Limits,
 ) -> Config:
     if config is None:
         config = _DEFAULT_CONFIG
@@ -67,6 +75,9 @@ def _config(
         raise ConfigError(f"expected Config, got {type(config).__name__}", field="config")
     if isinstance(binds, str) or not isinstance(binds, Sequence):
         raise ConfigError(f"expected a sequence, got {type(binds).__name__}", field="binds")
+    resources = limit_further(config.resources, *limits)
+    if resources is not config.resources:
+        config = replace(config, resources=resources)
     if root is None and not binds:
         return config
     if isinstance(root, os.PathLike):
@@ -86,10 +97,7 @@ def _with_root(config: Config, root: str) -> Config:
     return replace(config, root=root)
 
 
-def _refuse_absent(memory: object, cpus: object, pids: object, network: object) -> None:
-    for field, value in (("memory", memory), ("cpus", cpus), ("pids", pids)):
-        if value is not None:
-            raise UnsupportedError("resource limits are not supported yet", field=field)
+def _refuse_absent(network: object) -> None:
     if network != "none":
         raise UnsupportedError("only 'none' is supported yet", field="network")
 
@@ -128,13 +136,17 @@ def run(
     the rest. ``env`` is added to PATH, HOME, TERM and LANG. ``binds`` are `Mount` or
     ``"SRC:DST[:ro]"``. ``text``, ``encoding`` and ``errors`` as in ``subprocess.run``, but UTF-8.
 
+    ``memory`` in bytes or as ``"64M"``, ``cpus`` (0.5: half of one) and ``pids`` limit what all of
+    the container may use, by a cgroup of its own, in place of what ``config`` says; -1 is no limit
+    of memory or pids. Out of memory everything in it is killed, and ``oom_killed`` is True.
+
     At ``timeout`` seconds every process of the container is killed: `ContainerTimeoutError`.
     ``check=True`` raises `CommandError` for a status other than 0. Both have ``.result``. Other
     errors: `ConfigError` names a bad parameter, `LaunchError` the step that failed,
     `UnsupportedError` what this version does not do. Whatever happens, nothing stays behind.
     """
     began = monotonic()
-    _refuse_absent(memory, cpus, pids, network)
+    _refuse_absent(network)
     limit = None if timeout is None else parse_duration(timeout)
     mode = parse_text_mode(text, encoding, errors)
     capture = parse_capture(max_output, keep)
@@ -145,7 +157,8 @@ def run(
         stdin = PIPE
     elif stdin == PIPE:
         raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
-    planner = _planner(args, root, config, env, cwd, user, (stdin, stdout, stderr), binds)
+    limits = (memory, cpus, pids)
+    planner = _planner(args, root, config, env, cwd, user, (stdin, stdout, stderr), binds, limits)
     conversation = Conversation(planner.process.args, mode, capture, began)
     result = _run(planner, conversation, data, limit)
     if check and result.returncode != 0:
@@ -169,22 +182,23 @@ def _planner(  # noqa: PLR0917 - those of run
     user: int | str | None,
     stdio: tuple[Any, Any, Any],
     binds: Sequence[Bind],
+    limits: Limits,
 ) -> Planner:
     key: object = None
     if isinstance(root, os.PathLike):
         root = os.fspath(root)
     lists = isinstance(args, list | tuple) and isinstance(binds, list | tuple)
     plain = (*args, *binds, cwd) if lists else ()
-    if plain and env is None and all(map(_is_plain, (*plain, root, user, *stdio))):
+    if plain and env is None and all(map(_is_plain, (*plain, root, user, *stdio, *limits))):
         # Types too: 1 and True are equal, and only one of them is a user.
-        key = (tuple(args), root, id(config), cwd, user, type(user), stdio, tuple(binds))
+        key = (tuple(args), root, id(config), cwd, user, type(user), stdio, tuple(binds), limits)
         planner = _planners.get(key)
         if planner is not None and planner.given is config:
             return planner
     process = Process(
         args, env=env, cwd=cwd, user=user, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2]
     )
-    planner = Planner(_config(config, root, binds), process, given=config)
+    planner = Planner(_config(config, root, binds, limits), process, given=config)
     if key is not None and sum(len(str(arg)) for arg in process.args) <= _MOST_TEXT:
         if len(_planners) >= _MOST_PLANNERS:
             _planners.clear()
@@ -196,7 +210,7 @@ def _is_plain(value: object) -> bool:
     return type(value) in _PLAIN
 
 
-_PLAIN = frozenset((str, int, type(None)))
+_PLAIN = frozenset((str, int, float, type(None)))
 
 
 def _run(
@@ -263,11 +277,11 @@ def popen(
     The container goes when the command ends, however many processes it started.
     """
     began = monotonic()
-    _refuse_absent(memory, cpus, pids, network)
+    _refuse_absent(network)
     mode = parse_text_mode(text, encoding, errors)
     capture = parse_capture(max_output, keep)
     process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
-    box = Container(_config(config, root, binds))
+    box = Container(_config(config, root, binds, (memory, cpus, pids)))
     box.run(process)
     try:
         return box._as_process(process, mode, capture, began)

@@ -17,7 +17,8 @@ from container._accounts import look_up
 from container._capabilities import Capability, to_mask
 from container._config import RLIMITS, Config, HostRoot, Namespaces, Overlay, Process
 from container._devices import find_nodes
-from container._errors import ConfigError, LaunchError, launch_error
+from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._hierarchy import find_hierarchy, is_delegation_boundary
 from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
 from container._identity import Identity, groups_of, identify, needs_ranges
 from container._labels import require_labels
@@ -34,6 +35,7 @@ from container._launcher import (
     StartRequest,
     launch,
 )
+from container._limits import settings_of
 from container._rootfs import (
     Op,
     Row,
@@ -202,10 +204,13 @@ def _lay_foundation(config: Config, caller: _Caller, ranges: _ids.Ranges | None)
         (needs_locked_mounts(config), StartFlag.LOCK_MOUNTS),
         (not config.use_pivot_root, StartFlag.CHROOT),
         (config.no_new_privileges, StartFlag.NO_NEW_PRIVS),
+        (config.resources is not None, StartFlag.CGROUP),
     ):
         if wanted:
             flags |= flag
     require_labels(config)
+    if config.resources is not None:
+        _require_binding_limits(config, identity)
     nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
     around = Surroundings(identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()))
     stage = [_absolute(row, caller.cwd) for row in plan_stage(config, around)]
@@ -235,8 +240,24 @@ def _lay_foundation(config: Config, caller: _Caller, ranges: _ids.Ranges | None)
         filter_flags=seccomp.flags,
         rules=landlock_rules(config),
         handled_access=ALL_ACCESS if config.landlock is not None else 0,
+        settings=settings_of(config.resources) if config.resources is not None else (),
     )
     return _Foundation(base, identity)
+
+
+def _require_binding_limits(config: Config, identity: Identity) -> None:
+    """Whoever may mount cgroup2 inside and has the ids of its files could lift the limits; but
+    where the mount has nsdelegate not those of the top of its own namespace.
+    """
+    mounts = config.nested or Capability.SYS_ADMIN in config.capabilities.bounding
+    if identity.flags & StartFlag.LEASE or not mounts:
+        return
+    if not config.namespaces.cgroup or not is_delegation_boundary(find_hierarchy().top):
+        raise UnsupportedError(
+            "with CAP_SYS_ADMIN or nested and ids that own the cgroup it could lift them, unless"
+            " namespaces.cgroup is new and cgroup2 is mounted with nsdelegate",
+            field="resources",
+        )
 
 
 def _absolute(row: Row, cwd: str) -> Row:
@@ -292,7 +313,9 @@ def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # the memory dumpable for a moment, and others might have ids that were given. Not where the
     # child waits long, nor where it has to be dumpable itself, nor with a time namespace, which a
     # process that shares memory cannot enter before Linux 6.3.
+    # Nor in a control group: out of memory would end all that share it.
     unfit = StartFlag.OOM_SCORE | StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
+    unfit |= StartFlag.CGROUP
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
 
@@ -420,6 +443,7 @@ _DETAILS = {
     "request": "the launcher cannot use the request",
     "rights": "the rights of the caller changed",
     "lease": "every range of 65536 host ids is taken",
+    "cgroup": "cannot make a control group",
     "clone": "cannot create the namespaces",
     "oom-score": "cannot set oom_score_adj",
     "scheduling": "cannot set the processors that may be used",
@@ -475,6 +499,9 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     elif failure.step == "landlock" and 0 <= failure.row < len(request.base.rules):
         path = request.base.rules[failure.row][0]
         detail = f"cannot make a rule for {path!r}"
+    elif failure.step == "cgroup" and 0 <= failure.row < len(request.base.settings):
+        setting = request.base.settings[failure.row]
+        detail = f"cannot limit resources.{setting.field}: {setting.file} = {setting.value!r}"
     elif failure.step == "cwd":
         detail, path = f"cannot enter the working directory {request.cwd!r}", request.cwd
     elif failure.step == "exec":
@@ -505,6 +532,8 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
     """What to do, where the cause is sure."""
     if failure.errno == 0:
         killed = "it was killed before the program ran, perhaps for lack of memory"
+        if failure.oom_kills:
+            return "out of memory: its limit was reached before the program ran"
         return None if failure.step == "gate" else killed
     known = _HINTS.get((failure.step, failure.errno))
     find = _FINDERS.get(failure.step)

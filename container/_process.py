@@ -138,7 +138,15 @@ class Conversation:
             args=self.args,
             returncode=end.returncode,
             timed_out=timed_out is not None,
-            usage=Usage(monotonic() - self.began, end.user, end.system, end.max_rss),
+            oom_killed=end.oom_killed,
+            usage=Usage(
+                monotonic() - self.began,
+                end.user,
+                end.system,
+                end.max_rss,
+                end.memory_peak,
+                end.pids_peak,
+            ),
             **outputs,
         )
         if timed_out is not None:

@@ -49,8 +49,14 @@ void free_container(struct container *container)
     close_fds(&container->payload, 1);
     close_fds(&container->status, 1);
     close_watched(&container->channel);
-    give_slot(container->slot);
     forget_blank(container);
+    if (!remove_cgroup(container) && container->phase != PHASE_LEFT &&
+        await_empty_cgroup(container)) {
+        container->phase = PHASE_LEFT;
+        container->pid = 0; /* somebody else's by now */
+        return;
+    }
+    give_slot(container->slot);
     container->phase = PHASE_FREE;
     launcher.alive--;
 }
@@ -167,6 +173,8 @@ static void report_exit(struct container *container, uint32_t status,
         .max_rss = (uint64_t)usage->max_rss * 1024,
     };
     close_fds(&container->status, 1);
+    read_cgroup(container, &report);
+    (void)remove_cgroup(container); /* before anybody is told; what is left waits for its end */
     send_report(container->channel, &report, -1);
 }
 

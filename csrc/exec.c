@@ -221,14 +221,19 @@ static long clone_and_move(struct container *container, struct progress *progres
     return arena->child.successor;
 }
 
-/* Once containers have control groups: CLONE_INTO_CGROUP goes into the args here. Not with
- * CLONE_VM then: memory.oom.group would end all that share memory, the launcher too. */
+/* In the control group of the container, if it has one. Not with CLONE_VM then: out of memory would
+ * end all that share memory, the launcher too. */
 static long clone_member(struct container *container, struct progress *progress)
 {
     const struct start *start = container->arena->request.start;
+    const struct container *owner = find_container(start->target);
     struct clone_args args = {.exit_signal = SIGCHLD};
-    if (may_share_memory(start))
+    if (owner != NULL && owner->cgroup > 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)owner->cgroup;
+    } else if (may_share_memory(start)) {
         args.flags |= CLONE_VM;
+    }
     return start->clone_flags & CLONE_NEWPID ? clone_and_move(container, progress, &args)
                                              : clone_and_join(container, &args);
 }

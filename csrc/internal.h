@@ -106,6 +106,7 @@ void close_fds(int *fds, uint32_t count);
 long check_start(const struct start *start, const uint8_t *bytes, size_t size);
 long check_exec(const struct start *start, const uint8_t *bytes, size_t size);
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
+long check_place(const struct place *place, const uint8_t *bytes, size_t size);
 
 /* prepare.c: the launcher's part of a start */
 long begin_step(struct progress *progress, const struct start *start, enum step step);

@@ -17,7 +17,7 @@
  *   3    FD_CALLER: SOCK_SEQPACKET to the caller; every message is one request, with its fds
  *   4    FD_CALLER_PIDFD: readable when the caller is dead
  *   5    FD_CALLER_STATUS: the caller's /proc/self/status, as the caller opened it
- *   the sysctl fs.suid_dumpable, which exec.c looks at
+ *   the sysctl fs.suid_dumpable, which exec.c looks at; the directory of the control groups
  *   per container: its channel (SOCK_SEQPACKET; commands in, reports out; its end means that
  *   nobody wants the container any more), its pidfd, and until execve the sync socket, whose
  *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
@@ -33,8 +33,8 @@
  * Ends
  *   The caller dies (pidfd), or closes its socket: every container is killed and reaped, then
  *   the launcher ends. The launcher dies: its children get SIGKILL by their death signal, and by
- * the guard, which misses none. The caller's rights change: requests are refused from then on, and
- * the launcher ends with its last container.
+ * the guard, which misses none, and removes their control groups. The caller's rights change:
+ * requests are refused from then on, and the launcher ends with its last container.
  */
 #include "clone.h"
 #include "state.h"
@@ -98,6 +98,8 @@ static void handle_caller(void)
         handle_start(&launcher.message, op);
     else if (op == REQUEST_LEASE)
         handle_lease(launcher.message.size);
+    else if (op == REQUEST_PLACE)
+        handle_place(launcher.message.size);
     else if (op == REQUEST_DROP_BLANKS)
         handle_drop();
     else
@@ -124,6 +126,10 @@ static void handle_event(uint64_t data)
     case EVENT_SYNC:
         handle_sync(container);
         break;
+    case EVENT_CGROUP:
+        if (has_emptied(container))
+            free_container(container);
+        break;
     }
 }
 
@@ -140,6 +146,7 @@ static void guard_containers(void *unused)
     for (uint32_t i = 0; i < launcher.highest; i++)
         if (launcher.containers[i].phase != PHASE_FREE)
             kill_container(&launcher.containers[i], SIGKILL);
+    clear_place();
     exit_process(0);
 }
 
@@ -227,6 +234,7 @@ static _Noreturn void launcher_main(void)
             exit_process(1); /* children die with us */
         started = count == 1 && record.data >> 32 == EVENT_CALLER;
     }
+    remove_place();
     dismiss_guard();
     exit_process(0);
 }

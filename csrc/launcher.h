@@ -19,6 +19,7 @@ enum step {
     STEP_REQUEST, /* decode and check the request */
     STEP_TARGET,  /* exec: find the process whose namespaces are joined */
     STEP_LEASE,   /* find a range of host ids that nobody else has */
+    STEP_CGROUP,  /* make a control group, limit it (row: the setting) */
     STEP_CLONE,   /* clone3 into the new namespaces */
     STEP_ID_MAPS, /* write setgroups, uid_map, gid_map */
     STEP_OOM_SCORE,
@@ -58,7 +59,8 @@ enum request_op {
     REQUEST_LEASE = 2,
     /* fds: a channel, whose end is the answer. For who counts what is left of containers. */
     REQUEST_DROP_BLANKS = 3,
-    REQUEST_EXEC = 4 /* a process in the namespaces of another */
+    REQUEST_EXEC = 4, /* a process in the namespaces of another */
+    REQUEST_PLACE = 5
 };
 
 enum start_flag {
@@ -79,7 +81,9 @@ enum start_flag {
     START_MAP_BY_PROGRAM = 1u << 13, /* ids: maps that uid_program and gid_program write */
     START_INIT = 1u << 14,           /* the process runs under a tiny init */
     START_NICE = 1u << 15,
-    START_OOM_SCORE = 1u << 16
+    START_OOM_SCORE = 1u << 16,
+    START_CGROUP = 1u << 17 /* in a control group of its own, in the place of REQUEST_PLACE; not
+                               with START_SHARE_MEMORY: out of memory would end all that share it */
 };
 
 enum row_op {
@@ -166,6 +170,14 @@ struct rule {
     uint64_t access;
 };
 
+/* A limit: what is written to which file of the control group. */
+struct setting {
+    uint32_t file;     /* string: a name */
+    uint32_t value;    /* string */
+    uint32_t optional; /* a kernel without this file has nothing to limit */
+    uint32_t unused;
+};
+
 /* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, passed..., sources...
  * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]. There are no rows;
  * clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is one of them.
@@ -210,8 +222,9 @@ struct start {
     uint64_t permitted;
     uint64_t inheritable;
     uint64_t ambient;
-    uint32_t target;   /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
-    uint32_t new_root; /* REQUEST_EXEC: string, a directory that becomes /, "": none */
+    uint32_t target;      /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
+    uint32_t new_root;    /* REQUEST_EXEC: string, a directory that becomes /, "": none */
+    struct span settings; /* struct setting, with START_CGROUP */
 };
 
 /* REQUEST_LEASE. fds: reply channel. Where ranges of host ids for START_LEASE are to be had: byte
@@ -223,6 +236,16 @@ struct lease {
     uint32_t first;
     uint32_t count;
     uint32_t start; /* where to begin to look, first <= start < first + count */
+};
+
+/* REQUEST_PLACE. fds: reply channel, directory. In that the control groups of START_CGROUP are
+ * made, named by the serials of their containers. It is locked (flock) as long as the launcher
+ * lives, which then removes it. */
+struct place {
+    uint32_t op;
+    uint32_t size;
+    uint32_t path;  /* string: of the directory */
+    uint32_t above; /* string: a directory that goes too once nothing is left in it */
 };
 
 enum command_op { COMMAND_START = 1, COMMAND_SIGNAL = 2 };
@@ -241,7 +264,8 @@ enum report_kind {
     REPORT_FAILED,  /* step, error, row; the child is gone */
     REPORT_EXITED,  /* wait_status and usage; the child is reaped */
     REPORT_LEASED,  /* value: the slot */
-    REPORT_LISTENER /* carries that of the filter, before STARTED */
+    REPORT_LISTENER, /* carries that of the filter, before STARTED */
+    REPORT_PLACED
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */
@@ -257,6 +281,11 @@ struct report {
     uint64_t user_time;
     uint64_t system_time;
     uint64_t max_rss; /* bytes */
+    /* Of the control group, with EXITED and FAILED; ~0: not known. */
+    uint64_t memory_peak; /* bytes */
+    uint64_t pids_peak;
+    uint64_t oom_kills; /* processes that were killed for want of memory */
+    uint64_t own_ooms;  /* how often the limit that was met was its own */
 };
 
 #endif

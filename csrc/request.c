@@ -179,6 +179,23 @@ static int rules_fit(const uint8_t *bytes, struct span span, size_t size)
     return 1;
 }
 
+static int settings_fit(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    const struct setting *settings = span_at(bytes, start->settings);
+    if (!span_fits(start->settings, sizeof *settings, sizeof(uint32_t), size))
+        return 0;
+    for (uint32_t i = 0; i < start->settings.count; i++)
+        if (!string_fits(settings[i].file, size) || !string_fits(settings[i].value, size))
+            return 0;
+    return start->settings.count == 0 || start->flags & START_CGROUP;
+}
+
+/* Shared memory is ended as a whole when one of those who share it is out of memory. */
+static int cgroup_fits(uint32_t flags)
+{
+    return (flags & (START_CGROUP | START_SHARE_MEMORY)) != (START_CGROUP | START_SHARE_MEMORY);
+}
+
 /* What a start and an exec have in common: the process. */
 static long check_process(const struct start *start, const uint8_t *bytes, size_t size)
 {
@@ -210,6 +227,8 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         return -EINVAL;
     if (!rules_fit(bytes, start->rules, size))
         return -EINVAL;
+    if (!settings_fit(start, bytes, size) || !cgroup_fits(start->flags))
+        return -EINVAL;
     return 0;
 }
 
@@ -231,7 +250,7 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!(start->flags & START_FRESH_USER) != !(start->clone_flags & CLONE_NEWUSER))
         return -EINVAL;
-    if (start->flags & (START_GATE | START_QUIET))
+    if (start->flags & (START_GATE | START_QUIET | START_CGROUP)) /* it joins that of its target */
         return -EINVAL;
     if (start->rows.count != 0 || start->passed.count != 0 ||
         start->source_count != (start->target == 0))
@@ -250,4 +269,11 @@ long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size)
     if (lease->start < lease->first || lease->start - lease->first >= lease->count)
         return -EINVAL;
     return 0;
+}
+
+long check_place(const struct place *place, const uint8_t *bytes, size_t size)
+{
+    if (size < sizeof *place || place->size != size || !has_end(bytes, size))
+        return -EINVAL;
+    return string_fits(place->path, size) && string_fits(place->above, size) ? 0 : -EINVAL;
 }

@@ -46,6 +46,10 @@ static long clone_child(struct container *container)
         return pid;
     if (start->flags & START_SHARE_MEMORY)
         args.flags |= CLONE_VM;
+    if (container->cgroup > 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (uint64_t)container->cgroup;
+    }
     container->arena->child.sync = sync[1];
     pid = clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
     (void)close_fd(sync[1]);
@@ -142,6 +146,8 @@ static void prepare_container(struct container *container)
         watch(container->channel, EVENT_CHANNEL, (uint32_t)(container - launcher.containers));
     container->phase = PHASE_STARTING;
     container->flags = container->arena->request.start->flags;
+    if (result == 0)
+        result = limit_cgroup(container, &progress);
     if (result == 0 && !was_blank)
         result = map_child(&progress, container);
     if (result == 0 && container->mapper != 0)
@@ -186,6 +192,21 @@ static long find_ids(const struct start *start, int32_t *ret_slot)
     return slot < 0 ? slot : 0;
 }
 
+static long clone_into_cgroup(struct container *container, struct progress *progress)
+{
+    const struct start *start = container->arena->request.start;
+    long result = 0;
+    if (start->flags & START_CGROUP)
+        result = make_cgroup(container);
+    if (result == 0)
+        result = begin_step(progress, start, STEP_CLONE);
+    if (result == 0)
+        result = clone_child(container);
+    if (result < 0)
+        (void)remove_cgroup(container); /* nobody was in it */
+    return result;
+}
+
 /* A container whose child waits for its maps. */
 long clone_container(struct arena *arena, struct progress *progress, struct container **ret)
 {
@@ -196,7 +217,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
     if (result == 0)
         result = find_ids(start, &slot);
     if (result == 0)
-        result = begin_step(progress, start, STEP_CLONE);
+        result = begin_step(progress, start, STEP_CGROUP);
     if (result == 0 && container == NULL)
         result = -EAGAIN;
     if (result == 0) {
@@ -209,7 +230,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
                                         .slot = slot,
                                         .serial = ++launcher.serial};
         arena->progress = (struct progress){.row = -1};
-        result = clone_child(container);
+        result = clone_into_cgroup(container, progress);
     }
     if (result < 0) {
         give_slot(slot);

@@ -6,7 +6,15 @@
 
 enum { MAX_CONTAINERS = 4096, STATUS_SIZE = 65536, KEPT_ARENAS = 8 };
 
-enum phase { PHASE_FREE, PHASE_BLANK, PHASE_STARTING, PHASE_CREATED, PHASE_RUNNING, PHASE_FAILED };
+enum phase {
+    PHASE_FREE,
+    PHASE_BLANK,
+    PHASE_STARTING,
+    PHASE_CREATED,
+    PHASE_RUNNING,
+    PHASE_FAILED,
+    PHASE_LEFT /* reaped and reported, but its control group is not empty yet */
+};
 
 struct container {
     struct arena *arena; /* until execve */
@@ -15,6 +23,7 @@ struct container {
     int32_t payload; /* START_INIT: pidfd of what the init is the init of; -1: none */
     int32_t status;  /* START_INIT: pipe with its wait status, once it has ended; -1: none */
     int32_t slot;    /* of host ids; -1: not leased */
+    int32_t cgroup;  /* fd of the directory of its control group; 0: it has none */
     int32_t mapper;  /* pid of the process that has its ids mapped; 0: none */
     uint32_t flags;  /* enum start_flag */
     uint32_t serial; /* never given twice */
@@ -22,7 +31,14 @@ struct container {
     enum phase phase;
 };
 
-enum event { EVENT_CALLER, EVENT_CALLER_DEATH, EVENT_CHILD, EVENT_CHANNEL, EVENT_SYNC };
+enum event {
+    EVENT_CALLER,
+    EVENT_CALLER_DEATH,
+    EVENT_CHILD,
+    EVENT_CHANNEL,
+    EVENT_SYNC,
+    EVENT_CGROUP
+};
 
 /* The one state of the one thread. */
 struct launcher {
@@ -69,6 +85,17 @@ void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);
 void handle_channel(struct container *container);
 void handle_children(void);
+
+/* cgroup.c */
+void handle_place(size_t size);
+long make_cgroup(struct container *container);
+long limit_cgroup(struct container *container, struct progress *progress);
+void read_cgroup(const struct container *container, struct report *report);
+int remove_cgroup(struct container *container);
+int await_empty_cgroup(struct container *container);
+int has_emptied(struct container *container);
+void remove_place(void);
+void clear_place(void);
 
 /* lease.c */
 long take_slot(void);

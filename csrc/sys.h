@@ -51,6 +51,7 @@ enum { SIGKILL = 9, SIGCHLD = 17, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
 enum {
     AT_FDCWD = -100,
     AT_SYMLINK_NOFOLLOW = 0x100,
+    AT_REMOVEDIR = 0x200,
     AT_EMPTY_PATH = 0x1000,
     AT_RECURSIVE = 0x8000
 };
@@ -91,6 +92,8 @@ enum {
     /* time, mnt, cgroup, uts, ipc, user, pid, net */
     CLONE_NEW_ANY = 0x7e020080
 };
+
+#define CLONE_INTO_CGROUP 0x200000000ull
 
 enum {
     RESOLVE_NO_XDEV = 0x01,
@@ -160,8 +163,9 @@ enum {
     MSG_NOSIGNAL = 0x4000,
     MSG_CMSG_CLOEXEC = 0x40000000
 };
-enum { EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLLIN = 1, EPOLL_CLOEXEC = 02000000 };
-enum { POLLIN = 1, POLLHUP = 0x10 };
+enum { EPOLL_CTL_ADD = 1, EPOLL_CTL_DEL = 2, EPOLL_CLOEXEC = 02000000 };
+enum { EPOLLIN = 1, EPOLLPRI = 2 };
+enum { POLLIN = 1, POLLPRI = 2, POLLHUP = 0x10 };
 enum { SFD_CLOEXEC = 02000000, SFD_NONBLOCK = 04000 };
 enum { SIOCSIFFLAGS = 0x8914, IFF_UP = 1 };
 enum {
@@ -174,6 +178,7 @@ enum {
 
 struct clone_args {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+    uint64_t set_tid, set_tid_size, cgroup;
 };
 struct open_how {
     uint64_t flags, mode, resolve;

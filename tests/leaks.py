@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -37,6 +38,9 @@ GUARD = "container-guard"
 """Name of a launcher's process, as long as the kernel keeps it (TASK_COMM_LEN)."""
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
+
+PLACE = re.compile("/container/@[^/]*$")
+"""The cgroup of a launcher's containers, which it keeps."""
 
 SECONDS = 5.0
 """How long the kernel may take to tear down what a test has let go of."""
@@ -62,12 +66,27 @@ def threads() -> Things:
 
 
 def cgroups() -> Things:
+    """All but the places of launchers that are alive, which stay as long as these."""
     found: Things = {}
     for line in _read("/proc/self/mountinfo").splitlines():
         if " - cgroup2 " in line:
             top = line.split(" ")[4]
             found |= {path: f"cgroup: {path}" for path, _, _ in os.walk(top) if path != top}
-    return found
+    places = [path for path in map(str, found) if PLACE.search(path) and _is_locked(path)]
+    above = {os.path.dirname(path) for path in places}
+    return {path: text for path, text in found.items() if path not in {*places, *above}}
+
+
+def _is_locked(directory: str) -> bool:
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return False
 
 
 def links() -> Things:
@@ -102,6 +121,7 @@ def open_files(pid: int | str) -> Things:
     return {
         (pid, number, link): f"open file {number} of {whose}: {link}"
         for number, link in descriptors(pid).items()
+        if pid == "self" or not PLACE.search(link)
     }
 
 

@@ -63,7 +63,7 @@ def check(error: LaunchError, step: str) -> None:
 def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     assert list(EVERY_STEP.values()) == list(range(1, len(EVERY_STEP) + 1))
     order = [
-        *("rights", "request", "target", "lease", "clone", "id-maps", "oom-score"),
+        *("rights", "request", "target", "lease", "cgroup", "clone", "id-maps", "oom-score"),
         *(
             "sources",
             "scheduling",

@@ -21,6 +21,7 @@ WORDS = {"_errors", "_capabilities", "_seccomp", "_config"}
 """The vocabulary: what everything else may speak of."""
 
 LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tree"} | {
+    "_cgroup",
     "_hierarchy",
     "_limits",
     "_users",
@@ -49,7 +50,8 @@ ARROWS = {
     "_join": MIDDLE,
     "_stranger": MIDDLE | {"_join"},
     "_files": DOOR,
-    "_container": MIDDLE | {"_join", "_files"},
+    "_events": DOOR,
+    "_container": MIDDLE | {"_join", "_files", "_events"},
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container"},
@@ -59,7 +61,7 @@ ARROWS = {
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
-    | {"_exec", "_signals", "_state"},
+    | {"_events", "_exec", "_signals", "_state"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
