@@ -385,8 +385,9 @@ class Container:
         or device, when it comes to it. No path leads out of the container, whatever it does
         meanwhile, and nothing of its proc or sysfs is written.
 
-        Other errors are those of the operating system, such as FileNotFoundError; `StateError`
-        when the container has ended.
+        Other errors are those of the operating system, such as FileNotFoundError, BlockingIOError
+        for a file that a program holds a lease of (fcntl(2)); `StateError` when the container
+        has ended.
         """
         with self._files() as inside:
             _files.copy_in(

@@ -44,7 +44,8 @@ _DEEPEST = 200  # directories in one another: each takes an fd or two while it i
 _CHUNK = 1 << 20
 _TRIES = 16
 _READ, _WRITE, _SEARCH = 4, 2, 1  # permission bits
-_FD_FLAGS = os.O_CLOEXEC | os.O_NOCTTY
+# O_NONBLOCK: a program that holds a lease of a file (fcntl(2)) would hold us up for 45 seconds.
+_FD_FLAGS = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 _KINDS = {
     stat.S_IFIFO: "a fifo",
     stat.S_IFSOCK: "a socket",
@@ -256,6 +257,8 @@ def enter(child: Child, name: str) -> Iterator[Inside]:
         # It lives still, so all this was of that process and not of one with its number.
         if not maps or wait_readable(pidfd, 0):
             raise StateError(f"container {name} has ended: its files are gone")
+        if not all(maps):  # what its root made would be the caller's
+            raise StateError(f"the first process of container {name} has no ids: it left them")
         yield Inside(root, *maps)
 
 

@@ -25,8 +25,8 @@ int join_namespace(int fd, int kind);
 
 enum creation { CREATE_FILE, CREATE_DIRECTORY, CREATE_LINK };
 
-/* Make `name`, which must not be there, in an O_PATH directory, with the ids of the calling thread
- * changed to these meanwhile; mode 0600 or 0700. An fd of a file, else 0, or -errno. */
+/* Make `name`, which must not be there, in an O_PATH directory, as somebody with these ids and our
+ * capabilities; mode 0600 or 0700. An fd of a file, else 0, or -errno. */
 int create_as(int directory, const char *name, enum creation kind, const char *link, uint32_t uid,
               uint32_t gid);
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -483,6 +485,56 @@ def test_the_caller_keeps_its_rights_and_is_as_dumpable_as_before(
         assert state() == before
     finally:
         libc.prctl(1, 0, 0, 0, 0)
+
+
+WATCHER = """
+import os
+fd, seen = os.open(f"/proc/{os.getppid()}/status", os.O_RDONLY), set()
+for _ in range(20000):
+    lines = os.pread(fd, 4096, 0).decode().splitlines()
+    seen.add("; ".join(line for line in lines if line.startswith(("Uid:", "CapEff:"))))
+print(*seen, sep="\\n")
+"""
+
+
+@as_root
+def test_the_main_thread_keeps_its_ids_while_it_copies(box: Container) -> None:
+    # The launcher looks at them, and with others would never trust this process again.
+    watcher = subprocess.Popen([sys.executable, "-c", WATCHER], stdout=subprocess.PIPE, text=True)
+    number = 0
+    while watcher.poll() is None:
+        box.open_file(f"/tmp/{number}", "x").close()
+        number += 1
+    seen, _ = watcher.communicate()
+    assert len(seen.splitlines()) == 1, seen
+    with box.exec(["true"]):
+        pass
+
+
+def test_who_holds_a_lease_of_a_file_does_not_hold_us_up(tmp_path: Path) -> None:
+    with Shell() as run:
+        run("import fcntl, signal\nsignal.signal(signal.SIGIO, signal.SIG_IGN)")
+        run("open('/tmp/leased', 'w').close()\nfd = os.open('/tmp/leased', os.O_RDWR)")
+        run("fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)")
+        for use in (
+            lambda: run.box.open_file("/tmp/leased"),
+            lambda: run.box.copy_out("/tmp/leased", tmp_path),
+            lambda: run.box.copy_in("/etc/passwd", "/tmp/leased"),
+        ):
+            with pytest.raises(BlockingIOError):
+                use()
+
+
+@as_root
+def test_nothing_is_made_for_a_first_process_that_left_its_ids(tmp_path: Path) -> None:
+    # A user namespace without a map: what belongs to nobody there would belong to host root.
+    tmp_path.chmod(0o777)
+    config = Config(nested=True, mounts=[Mount(str(tmp_path), "/data", type="bind", idmap=False)])
+    with Shell(config) as run:
+        run("import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0")
+        with pytest.raises(StateError, match="no ids"):
+            run.box.open_file("/data/file", "w")
+        assert os.listdir(tmp_path) == []
 
 
 def test_many_threads_may_copy_at_once(box: Container, tmp_path: Path) -> None:
