@@ -533,6 +533,9 @@ def _nodes(dev: int, config: Config, around: Surroundings) -> Iterator[Row]:
             flags=RowFlag.CHECK_DEVICE | RowFlag.MAKE_FILE,
             base=dev,
             mode=kind,
+            # Nobody writes less to a device for that, but its mode and owner are safe from
+            # a container that has the ids of its owner on the host.
+            attributes=Attribute.READ_ONLY,
             device=(device.major, device.minor),
             field=field,
         )

@@ -189,7 +189,7 @@ static long open_source(struct filesystem *fs, const struct row *row)
     if (tree < 0)
         return tree;
     result = row->flags & (ROW_CHECK_INODE | ROW_CHECK_DEVICE) ? check_source(row, (int)tree) : 0;
-    if (result == 0 && (row->flags & ROW_CHECK_DEVICE) == 0)
+    if (result == 0)
         result = set_mount((int)tree, row, &attr);
     if (result < 0)
         (void)close_fd((int)tree);

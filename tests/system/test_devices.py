@@ -12,7 +12,7 @@ import pytest
 from system.helpers import attempt, caller, inside, lines, mounts_inside, tree
 
 import container
-from container import Config, Device, LaunchError, Namespaces, UnsupportedError
+from container import Config, Device, IDMapping, LaunchError, Namespaces, UnsupportedError
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -74,6 +74,18 @@ def test_an_ordinary_user_gets_no_device_that_it_may_not_open(as_user: AsUser) -
         """
     )
     assert (done.stdout, done.stderr) == (f"True {device.path}\n", "")
+
+
+@pytest.mark.needs("root")
+def test_the_hosts_nodes_keep_mode_and_owner_also_where_its_root_is_mapped() -> None:
+    ids = [IDMapping(0, 0, 65536)]
+    config = Config(uid_mappings=ids, gid_mappings=ids, devices=[Device("/dev/more", "c", 1, 7)])
+    # To what they have: nothing changes on the host should it be let through.
+    for command in ("chmod 666", "chown 0:0", "touch -c -r /dev/full"):
+        for path in ("/dev/full", "/dev/more"):
+            result = attempt(f"{command} {path}; cat /etc/passwd > {path}", config=config)
+            assert "Read-only file system" in result.stderr, (command, path)
+            assert "No space left" in result.stderr  # it is written to as ever
 
 
 @pytest.mark.needs("root")

@@ -97,7 +97,7 @@ def limit(proc: int, *flags: str) -> str:
 
 def kernel(dev: int, *, tty: bool, user: bool = True) -> list[str]:
     """/proc, /sys and /dev, which is row `dev`; with a group for terminals or without."""
-    flags = "+check_device+make_file+new_target"
+    flags = "+check_device+make_file+new_target+read_only"
     # One that is ours, or in a user namespace, where none would open, the host's.
     node, mode = ("bind", "20000") if user else ("device", "20666")
     return [
@@ -412,10 +412,10 @@ def test_devices_come_with_those_that_are_always_there_and_in_directories_of_the
     ]
     assert lines[5:] == [
         "directory 4:/net 755",
-        "bind 4:/net/tun <- /dev/tun0 20000 10:200 +check_device+make_file",
+        "bind 4:/net/tun <- /dev/tun0 20000 10:200 +check_device+make_file+read_only",
         "directory 4:/net/b 755",
-        "bind 4:/net/b/x <- /dev/net/b/x 60000 7:1 +check_device+make_file",
-        "bind 4:/zero <- /dev/zero 20000 1:3 +check_device+make_file+new_target",
+        "bind 4:/net/b/x <- /dev/net/b/x 60000 7:1 +check_device+make_file+read_only",
+        "bind 4:/zero <- /dev/zero 20000 1:3 +check_device+make_file+new_target+read_only",
     ]
 
 
