@@ -4,6 +4,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from errno import ENOMEM, EPERM, ESRCH
+from time import monotonic
 
 from container._capabilities import to_mask
 from container._config import (
@@ -81,6 +82,7 @@ class Host:
 
 def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     """Plan an exec in a container as its first process was planned."""
+    refuse_labels(host.config)
     first = host.process
     process = Process(
         wanted.args,
@@ -107,6 +109,15 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     flags = _member_flags(base, joined) | attribute_flags(process)
     request = plan_process(host.config, process, identity, with_capabilities(base, wanted), flags)
     return Plan(replace(request, join=Join(host.child.serial, str(wanted.root or ""))), identity)
+
+
+def refuse_labels(config: Config) -> None:
+    """They are written by rows, of which an exec has none: it would run without that wall."""
+    for field in ("apparmor_profile", "selinux_label"):
+        if getattr(config, field) is not None:
+            raise UnsupportedError(
+                "commands cannot be given the label of their container yet", field=field
+            )
 
 
 def refuse_names(user: int | str) -> None:
@@ -162,9 +173,10 @@ def run_member(
 
     stdio = open_stdio(wanted.stdin, wanted.stdout, wanted.stderr)
     try:
-        child = _join(plan, stdio, host.child)
+        child = _join(plan, stdio, host.child, deadline_of(wanted, manner))
         stdio.close_child_ends()
         child.end_tree = end
+        refuse_late(child, wanted, manner)
         if child.failure is not None or (child.exit is not None and child.exit.lost):
             child.close()
             raise _explain_member(child, plan, host.child)
@@ -173,12 +185,26 @@ def run_member(
         stdio.close()
 
 
-def _join(plan: Plan, stdio: Stdio, owner: Child) -> Child:
-    flags = plan.request.flags
-    inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
-    # Else they are its own as they are.
-    pipes = stdio.pipes if inside or flags & StartFlag.MAP_BY_PROGRAM else 0
-    return join_process(plan.request, plan.identity.maps, stdio.child, pipes=pipes, owner=owner)
+def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None) -> Child:
+    inside = plan.request.flags & StartFlag.FRESH_USER and plan.identity.by_fd
+    pipes = stdio.pipes if inside else 0  # else they are its own as they are
+    maps = plan.identity.maps
+    return join_process(
+        plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline
+    )
+
+
+def deadline_of(wanted: ExecConfig, manner: Manner) -> float | None:
+    return None if wanted.timeout is None else manner.began + float(wanted.timeout)  # type: ignore[arg-type]
+
+
+def refuse_late(child: Child, wanted: ExecConfig, manner: Manner) -> None:
+    """`ContainerTimeoutError` where a command was killed at its deadline, before it ran."""
+    deadline = deadline_of(wanted, manner)
+    if deadline is None or child.failure is None or child.failure.errno or monotonic() < deadline:
+        return
+    conversation = Conversation(wanted.args, manner.text, manner.capture, manner.began)
+    conversation.conclude(child, {}, float(wanted.timeout))  # type: ignore[arg-type]
 
 
 def _explain_member(child: Child, plan: Plan, owner: Child) -> Exception:

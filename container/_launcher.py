@@ -23,6 +23,7 @@ from math import ceil
 from select import POLLIN, poll
 from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
+from time import monotonic
 from typing import Any, Final
 
 from container import _ids
@@ -1218,29 +1219,41 @@ def launch(
 
 
 def join_process(
-    request: StartRequest, maps: Maps, stdio: Sequence[int], *, pipes: int, owner: Child
+    request: StartRequest,
+    maps: Maps,
+    stdio: Sequence[int],
+    *,
+    pipes: int,
+    owner: Child,
+    deadline: float | None = None,
 ) -> Child:
     """Run a program in the namespaces of a container; returns once it runs or has failed.
 
-    Only the launcher that made the container can; one that is gone has taken it along.
+    Only the launcher that made the container can; one that is gone has taken it along. What has not
+    started by ``deadline`` (of `time.monotonic`) is killed.
     """
     data = encode_start(request, maps, (), by_fd=True, pipes=pipes)
     try:
         child = owner.launcher.start(data, (), stdio)
     except _Gone:
         raise StateError("the launcher of the container is gone, and so is the container") from None
-    return _await_start(child)
+    return _await_start(child, deadline)
 
 
 def join_foreign(
-    request: StartRequest, stdio: Sequence[int], *, pidfd: int, namespaces: tuple[str, ...]
+    request: StartRequest,
+    stdio: Sequence[int],
+    *,
+    pidfd: int,
+    namespaces: tuple[str, ...],
+    deadline: float | None = None,
 ) -> Child:
     """As above in those of any process; ``namespaces`` are those of the caller that it keeps."""
     data = encode_start(request, ((), ()), (), by_fd=True)
     for _ in range(TRIES):
         launcher = _get(namespaces)
         with suppress(_Gone):
-            child = _await_start(launcher.start(data, (pidfd,), stdio))
+            child = _await_start(launcher.start(data, (pidfd,), stdio), deadline)
             if not child.must_retry():
                 return child
             child.close()
@@ -1248,10 +1261,13 @@ def join_foreign(
     raise launcher_lost()
 
 
-def _await_start(child: Child) -> Child:
+def _await_start(child: Child, deadline: float | None) -> Child:
+    """Others inside see a newcomer, and may stop it before its program runs."""
     try:
         while not (child.started or child.over):
-            child.wait_news(None)
+            left = None if deadline is None else deadline - monotonic()
+            if not child.wait_news(left) and left is not None and left <= 0:
+                child.kill()
             child.receive()
     except BaseException:
         child.kill()

@@ -18,7 +18,9 @@ from container._join import (
     NO_ROWS,
     Manner,
     as_process,
+    deadline_of,
     explain_join,
+    refuse_late,
     refuse_names,
     with_capabilities,
 )
@@ -62,10 +64,16 @@ def run_stranger(
 def _run(pid: int, pidfd: int, plan: Plan, wanted: ExecConfig, manner: Manner) -> ExecProcess:
     stdio = open_stdio(wanted.stdin, wanted.stdout, wanted.stderr)
     try:
-        kept = plan.request.base.kept_namespaces
-        child = join_foreign(plan.request, stdio.child, pidfd=pidfd, namespaces=kept)
+        child = join_foreign(
+            plan.request,
+            stdio.child,
+            pidfd=pidfd,
+            namespaces=plan.request.base.kept_namespaces,
+            deadline=deadline_of(wanted, manner),
+        )
         stdio.close_child_ends()
         child.end_tree = end_tree  # what it cannot end is no container's
+        refuse_late(child, wanted, manner)
         if child.failure is None:
             return as_process(child, stdio, wanted, manner)
         child.close()

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -23,10 +24,12 @@ from container import (
     Capabilities,
     Config,
     Container,
+    ContainerTimeoutError,
     ExecConfig,
     ExecProcess,
     Process,
     StateError,
+    UnsupportedError,
 )
 from container._config import NAMESPACE_FLAGS
 from container._join import Host, Manner, run_member
@@ -341,6 +344,64 @@ def test_a_first_process_cannot_overwrite_the_launcher() -> None:
         assert box.stdout.readline() == b"0\n"
     with open(path, "rb") as file:
         assert file.read() == before
+
+
+# Stops every newcomer that it sees before its program runs.
+STOPPER = """
+import os, select, signal
+print("up", flush=True)
+last = os.getpid()
+while not select.select([0], [], [], 0)[0]:
+    for pid in range(last + 1, last + 8):
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except OSError:  # not there yet, not to be stopped yet
+            continue
+        last = pid
+        break
+"""
+
+
+def is_stopped_before_it_runs(box: Container) -> bool:
+    try:
+        process = box.exec(ExecConfig(["true"], timeout=0.3))
+    except ContainerTimeoutError as error:
+        assert error.result is not None
+        assert (error.result.timed_out, error.result.returncode) == (True, -9)
+        return True
+    with suppress(ContainerTimeoutError), process:  # stopped later, or not at all
+        pass
+    return False
+
+
+def test_a_command_that_is_stopped_before_it_runs_ends_with_its_time() -> None:
+    with Container() as box:
+        box.run(Process(python(STOPPER), stdin=PIPE, stdout=PIPE))
+        assert box.stdin is not None
+        assert box.stdout is not None
+        assert box.stdout.readline() == b"up\n"
+        assert any(is_stopped_before_it_runs(box) for _ in range(50))
+        assert len(children_of_launcher()) == 1
+        box.stdin.close()
+        assert box.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [
+        ("apparmor_profile", Config(apparmor_profile="some")),
+        ("selinux_label", Config(selinux_label="some")),
+    ],
+)
+def test_no_command_goes_without_the_label_of_its_container(field: str, config: Config) -> None:
+    with Container() as box:
+        box.run(IDLE)
+        assert box._child is not None
+        host = Host(config, box._process, box._plan, box._child)
+        manner = Manner(None, CaptureLimits(None, "head"), 0.0)
+        with pytest.raises(UnsupportedError) as caught:
+            run_member(host, ExecConfig(["true"]), manner, frozenset(NAMESPACE_FLAGS))
+        assert caught.value.field == field
 
 
 # A flood ------------------------------------------------------------------------------------------
