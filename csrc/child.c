@@ -454,7 +454,8 @@ static long place_streams(struct child *child)
         if (result < 0)
             return result;
     }
-    /* All are close-on-exec already; a host fd in a container is worth a second lock. */
+    /* All are close-on-exec already, so this finds nothing; a host fd in a container is worth a
+     * second lock. */
     result = sys(NR_CLOSE_RANGE, STDIO_COUNT, ~0u, CLOSE_RANGE_CLOEXEC);
     return result < 0 ? result
                       : sys(__NR_rt_sigprocmask, SIG_SETMASK, &no_signals, 0, sizeof no_signals);

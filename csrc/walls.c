@@ -132,7 +132,7 @@ long read_only_row(struct filesystem *fs, const struct row *row)
 }
 
 /* A file of the procfs that a row made. No other mount is crossed on the way, so what is true of
- * the base is true of the file. */
+ * the base is true of the file: nobody can have made one by now, and none would be used. */
 static long open_proc_file(struct filesystem *fs, const struct row *row)
 {
     struct statfs_record statfs;

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from system.helpers import attempt, host_mounts, lines, mounts_inside, shell, st
 
 import container
 from container import (
+    DEVNULL,
     PIPE,
     Capabilities,
     Config,
@@ -23,9 +25,15 @@ from container import (
     Mount,
     Namespaces,
     Process,
+    SeccompProfile,
+    SyscallRule,
     UnsupportedError,
     _labels,
 )
+from container._launcher import RowTable, StartFlag
+from container._plan import launch_plan, make_plan
+from container._rootfs import Op, Row
+from container._streams import open_stdio
 from container._walls import MASKED_PATHS, READONLY_PATHS
 
 pytestmark = pytest.mark.needs("userns")
@@ -389,6 +397,49 @@ def test_nothing_of_covers_and_writes_stays_open(at_the_gate: Container) -> None
     at_the_gate.start()
     assert at_the_gate.stdout is not None
     assert at_the_gate.stdout.read().split() == [b"0", b"1", b"2"]
+
+
+@pytest.mark.needs("root")
+def test_every_fd_of_a_created_container_but_its_streams_is_closed_by_execve(
+    at_the_gate: Container,
+) -> None:
+    fdinfo = Path(f"/proc/{at_the_gate.pid}/fdinfo")
+    for path in fdinfo.iterdir():
+        flags = next(line for line in path.read_text().splitlines() if line.startswith("flags:"))
+        assert int(path.name) < 3 or int(flags.split()[1], 8) & os.O_CLOEXEC, (path.name, flags)
+    assert len(list(fdinfo.iterdir())) > 3
+
+
+def test_the_sweep_of_fds_before_execve_is_made_and_not_ignored() -> None:
+    # It finds nothing, as shown above. So it is seen by a filter that refuses it.
+    default = SeccompProfile.default()
+    refused = SyscallRule(["close_range"], "ERRNO", errno_ret=errno.EREMOTEIO)
+    profile = replace(default, syscalls=[*default.syscalls, refused])
+    with pytest.raises(LaunchError) as caught:
+        container.run(["true"], config=Config(no_new_privileges=False, seccomp=profile))
+    assert (caught.value.step, caught.value.errno) == ("fds", errno.EREMOTEIO)
+
+
+def test_no_value_is_written_through_a_mount_in_the_procfs() -> None:
+    # Nobody can put one there before the values are written. So rows that do stand in for who could
+    # (CVE-2019-19921): a file of theirs must not be taken for the sysctl.
+    config = Config(
+        sysctl={"net.ipv4.ip_default_ttl": "65"}, masked_paths=(), readonly_paths=(), nested=True
+    )
+    plan = make_plan(config, Process(["true"]), StartFlag(0))
+    rows = list(plan.rows)
+    (write,) = (row for row in rows if row.op == Op.WRITE)
+    cover = Row(Op.MOUNT, "sys/net/ipv4", "a cover", source="tmpfs", base=write.base)
+    fake = Row(Op.FILE, "ip_default_ttl", "a fake", base=len(rows), mode=0o666)
+    rows += [cover, fake, write]
+    plan.request.base = replace(plan.request.base, table=RowTable(rows))
+    stdio = open_stdio(DEVNULL, DEVNULL, DEVNULL)
+    child = launch_plan(plan, stdio.child, stdio.pipes)
+    stdio.close()
+    child.kill()
+    assert child.failure is not None
+    assert child.failure.step == "filesystem"
+    assert (child.failure.errno, child.failure.row) == (errno.EXDEV, len(rows) - 1)
 
 
 def test_the_mounts_of_the_host_are_what_they_were() -> None:
