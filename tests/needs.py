@@ -7,6 +7,7 @@ A need is a word in ``@pytest.mark.needs(...)``:
 ``user``            the tests are an ordinary user, or can become one
 ``user_python``     that user can run this interpreter and read the package
 ``rootless``        that user can make a user namespace and mount in it
+``single_id``       that user has no ranges of ids, subuid(5)
 ``userns``          the tests can make a user namespace and mount in it
 ``idmap``           the file system of temporary files can be mounted with mapped ids
 ``vm``              the machine is one of the tests' own, docs/testing-vm.md
@@ -35,6 +36,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -160,6 +162,17 @@ def _probe_user_python(_directory: str) -> None:
         done = _run_quietly(as_user_argv(command), cwd=scratch)
     if done.returncode != 0:
         raise MissingError(_reason(done))
+
+
+def _probe_single_id(_directory: str) -> None:
+    uid = os.geteuid() or ORDINARY_ID
+    owners = {str(uid)}
+    with contextlib.suppress(KeyError):
+        owners.add(pwd.getpwuid(uid).pw_name)
+    for path in map(Path, ("/etc/subuid", "/etc/subgid")):
+        lines = path.read_text().splitlines() if path.exists() else []
+        if any(line.split(":")[0] in owners for line in lines):
+            raise MissingError(f"{path} has a range of the user's")
 
 
 def _probe_cgroup(controller: str | None) -> Probe:
@@ -310,6 +323,7 @@ PROBES: dict[str, Probe] = {
     "user": _probe_in_child("user"),
     "user_python": _probe_user_python,
     "rootless": _probe_in_child("rootless"),
+    "single_id": _probe_single_id,
     "userns": _probe_in_child("userns"),
     "idmap": _probe_in_child("idmap"),
     "overlay": _probe_in_child("overlay"),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 from hostile import roots
-from system.conftest import open_directory
+from system.conftest import USER_SECONDS, open_directory
 from system.helpers import python
 
 import container
@@ -83,6 +83,7 @@ class AsUser(Protocol):
 
 
 @pytest.mark.needs("rootless")
+@pytest.mark.timeout(6 * USER_SECONDS)  # for a user with ranges of ids programs run at each start
 def test_an_ordinary_user_is_as_safe_in_all_of_them(as_user: AsUser, program: Path) -> None:
     copy = as_user.home / "busybox"
     shutil.copyfile(program, copy)
@@ -90,7 +91,7 @@ def test_an_ordinary_user_is_as_safe_in_all_of_them(as_user: AsUser, program: Pa
     as_user.own(copy)
     source = Path(roots.__file__).read_text()
     source += "import json, sys\nprint(json.dumps(attack_all(Path(sys.stdin.read()))))\n"
-    done = as_user(source, input=str(copy))
+    done = as_user(source, input=str(copy), timeout=5 * USER_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     ended = json.loads(done.stdout)
     assert set(ended) == set(roots.corpus())

@@ -463,7 +463,7 @@ def test_an_ordinary_users_new_files_are_its_own(as_user: AsUser) -> None:
     assert (status.st_uid, status.st_gid) == (as_user.uid, as_user.gid)
 
 
-@pytest.mark.needs("rootless")
+@pytest.mark.needs("rootless", "single_id")
 def test_what_a_single_id_cannot_have_is_refused_and_named(as_user: AsUser) -> None:
     done = as_user(
         """

@@ -274,7 +274,7 @@ def test_an_image_that_keeps_changing_its_passwd_can_only_choose_among_its_own_u
 # An ordinary user ---------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("rootless")
+@pytest.mark.needs("rootless", "single_id")
 def test_an_ordinary_user_has_root_by_name_and_nobody_else(as_user: OrdinaryUser) -> None:
     done = as_user(
         """

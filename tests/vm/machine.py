@@ -35,6 +35,7 @@ PROVIDES = (
     "user",
     "user_python",
     "rootless",
+    "single_id",
     "userns",
     "idmap",
     "overlay",
