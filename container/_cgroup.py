@@ -457,6 +457,24 @@ def refusal(setting: Setting, error: OSError, path: str) -> Exception:
     return ConfigError(f"{setting.value!r}: {why}", field=f"resources.{setting.field}")
 
 
+_NAME = "user.container.id"
+
+
+def name_group(path: str, name: str) -> None:
+    """Note whose it is, for who looks from outside; a kernel without such notes has none."""
+    with suppress(OSError):
+        os.setxattr(path, _NAME, name.encode())
+
+
+def group_name(path: str) -> str | None:
+    """What was noted, else the name of the directory; None for what only waits to be used."""
+    try:
+        return os.getxattr(path, _NAME).decode(errors="replace")
+    except OSError:
+        name = os.path.basename(path)
+        return name if not name.isdigit() else None
+
+
 def is_frozen(path: str | None) -> bool:
     """Whether the cgroup ``path`` is to stand still; not if it is gone, or there is none."""
     if path is None:

@@ -33,11 +33,13 @@ from container._config import (
     ExecConfig,
     Overlay,
     Process,
+    Resources,
     parse_duration,
 )
 from container._container import Container
-from container._errors import ContainerError, LaunchError, UnsupportedError
+from container._errors import ConfigError, ContainerError, LaunchError, UnsupportedError
 from container._exec import exec_in_namespaces
+from container._limits import limit_further
 from container._oneshot import parse_bind
 from container._process import ExecProcess
 
@@ -49,10 +51,12 @@ _SIGNALLED = 128
 
 _OUTPUT_CHUNK = 1 << 14
 _LARGEST_PIPE = 1 << 20
+_INTERVAL = 1.0  # seconds between tables of stats
+_CLEAR = "\x1b[H\x1b[J"
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
-_LATER_WITH_VALUE = ("--memory", "--cpus", "--pids", "-p")
+_LATER_WITH_VALUE = ("-p",)
 _LATER_FLAGS = ("-t", "-d")
 
 
@@ -84,6 +88,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_exec(commands)
+    _add_stats(commands)
     doctor = commands.add_parser(
         "doctor", help="try what this machine allows", description="Try what this machine allows."
     )
@@ -113,6 +118,9 @@ def _add_run(commands: Any) -> None:
     add("-u", metavar="USER[:GROUP]", help="names or numbers inside the container (default: 0)")
     add("--init", action="store_true", help="run the command under a tiny init as PID 1")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
+    add("--memory", metavar="SIZE", help="limit of memory, such as 256M; -1: none")
+    add("--cpus", type=float, metavar="N", help="limit of processors, such as 1.5")
+    add("--pids", type=int, metavar="N", help="limit of processes and threads; -1: none")
     add("--timeout", type=float, metavar="S", help="seconds after which everything is killed")
     add("--hostname", metavar="NAME", help="host name inside (default: container)")
     add("--name", metavar="ID", help="id of the container (default: a random one)")
@@ -151,6 +159,23 @@ def _add_exec(commands: Any) -> None:
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
+def _add_stats(commands: Any) -> None:
+    parser = commands.add_parser(
+        "stats",
+        help="show what containers use",
+        usage="container stats [--once | --json] [ID]...",
+        description="Show what containers with limits use, or those with these ids: a table that"
+        " goes on, on a terminal. CPU % is of one processor. A container has a control group, and"
+        " so numbers, when it has limits or Config(resources=...).",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=_stats)
+    how = parser.add_mutually_exclusive_group().add_argument
+    how("--once", action="store_true", help="one table, as when standard output is no terminal")
+    how("--json", action="store_true", help="print JSON, once")
+    parser.add_argument("id", nargs="*", metavar="ID")
+
+
 # The commands ------------------------------------------------------------------------------------
 
 
@@ -169,6 +194,7 @@ def _run(options: argparse.Namespace) -> int:
     config = Config(root=root, mounts=[parse_bind(bind, "-v") for bind in options.v])
     if options.hostname is not None:
         config = replace(config, hostname=options.hostname)
+    config = replace(config, resources=_limits(options))
     stdin, stdout, stderr = _streams(options.i)
     process = Process(
         options.command[options.command[:1] == ["--"] :],
@@ -187,6 +213,28 @@ def _run(options: argparse.Namespace) -> int:
         _Copy(box).run()
         status = box.wait()
     return status if status >= 0 else _SIGNALLED - status
+
+
+def _limits(options: argparse.Namespace) -> Resources | None:
+    try:
+        return limit_further(None, options.memory, options.cpus, options.pids)
+    except ConfigError as error:
+        raise ConfigError(error.detail, field=f"--{error.field}") from None
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from container._top import as_dicts, format_table, tables, take_samples  # noqa: PLC0415
+
+    if options.json:
+        import json  # noqa: PLC0415  (8 ms)
+
+        print(json.dumps(as_dicts(take_samples(options.id)), indent=2))
+    elif options.once or not os.isatty(1):
+        print(format_table(take_samples(options.id), {}), end="")
+    else:
+        for table in tables(options.id, _INTERVAL):
+            _write(1, (_CLEAR + table).encode(errors="backslashreplace"))
+    return 0
 
 
 def _exec(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
 from container import _files
-from container._cgroup import Cgroup, CgroupStats, is_frozen
+from container._cgroup import Cgroup, CgroupStats, is_frozen, name_group
 from container._config import (
     Config,
     ContainerState,
@@ -163,6 +163,8 @@ class Container:
         if child.exit is not None and child.exit.lost:
             child.close()
             raise launch_error("launcher", None, "the launcher died while it started the container")
+        if child.cgroup is not None:
+            name_group(child.cgroup, self.id)
         return child
 
     def _open_streams(self, stdio: Stdio, child: Child) -> None:

@@ -6,6 +6,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from errno import EPERM
 from fcntl import F_GET_SEALS, F_SEAL_WRITE, fcntl
@@ -15,7 +16,16 @@ from typing import Final
 from container import __version__, _ids
 from container._config import Config, Namespaces, Overlay, Process, Result
 from container._container import Container
-from container._errors import ContainerError, LaunchError, UnsupportedError, printable, publish
+from container._errors import (
+    CgroupError,
+    ContainerError,
+    ControllerNotEnabledError,
+    LaunchError,
+    UnsupportedError,
+    printable,
+    publish,
+)
+from container._hierarchy import find_place
 from container._hints import has_seccomp_filter, mounts, read_sysctl
 from container._launcher import STEPS, launcher_pid, open_program
 from container._oneshot import run
@@ -111,7 +121,7 @@ def _checks() -> Iterator[Check]:
     yield _idmapped_mounts()
     yield _overlay(os.uname().release)
     yield from _default_container()
-    yield _cgroup()
+    yield from _cgroup()
     for sysctl in _SYSCTLS:
         yield _limit(sysctl, read_sysctl(sysctl.name), os.geteuid() == 0)
 
@@ -414,23 +424,34 @@ def _groups(title: str, status: str) -> Check:
 # What limits and what may help -------------------------------------------------------------------
 
 
-def _cgroup() -> Check:
-    title, unused = "cgroup v2", "this version sets no limits"
-    found = [line for line in mounts() if line[line.index("-") + 1] == "cgroup2"]
-    if not found:
-        return Check(title, False, f"not mounted; {unused}")
-    top = found[0][4]
-    own = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    path = next((line[3:] for line in own if line.startswith("0::")), "none")
+def _cgroup() -> Iterator[Check]:
+    """Where cgroups of containers can be made, and with which limits: by asking for both."""
+    failure, place = None, ""
     try:
-        names = Path(top, "cgroup.controllers").read_text(encoding="ascii").split()
-    except OSError:
-        names = []
-    return Check(
-        title,
-        True,
-        f"at {top}, own cgroup {path}, controllers {' '.join(names) or 'none'}; {unused}",
-    )
+        place = find_place(())
+    except CgroupError as error:
+        failure = error
+    yield Check("cgroup v2", failure is None, str(failure or f"containers have theirs in {place}"))
+    yield _limits() if failure is None else Check("limits", False, "there is no cgroup for them")
+    with suppress(OSError):  # somebody uses it
+        os.rmdir(place)
+
+
+def _limits() -> Check:
+    refused: list[ControllerNotEnabledError] = []
+    have = []
+    for name in ("memory", "cpu", "pids"):
+        try:
+            find_place((name,))
+        except ControllerNotEnabledError as error:
+            refused.append(error)
+        else:
+            have.append(name)
+    if not refused:
+        return Check("limits", True, f"of {', '.join(have)}")
+    lacking = "; ".join(f"not of {each.controller}, held by {each.holder}" for each in refused)
+    detail = f"of {', '.join(have)}; {lacking}" if have else lacking
+    return Check("limits", False, detail, refused[0].remedy)
 
 
 @dataclass(frozen=True, slots=True)

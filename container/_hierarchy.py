@@ -125,6 +125,12 @@ def available(directory: str) -> frozenset[str]:
     return frozenset(_words(os.path.join(directory, "cgroup.controllers")))
 
 
+def subtrees() -> list[str]:
+    """Where cgroups of containers can be now, of whoever may be looked at."""
+    found = (os.path.join(each, SUBTREE) for each in _candidates(find_hierarchy()))
+    return [path for path in found if os.path.isdir(path)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     """Why there is no place below a candidate."""

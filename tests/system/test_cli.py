@@ -254,8 +254,7 @@ def test_a_script_whose_interpreter_is_absent_gives_126(tmp_path: Path) -> None:
 
 
 LATER = [
-    *(["--memory", "256M"], ["--cpus", "1.5"], ["--pids", "64"], ["--net", "host"]),
-    *(["--net=bridge"], ["-p", "8080:80"], ["-t"], ["-d"]),
+    *(["--net", "host"], ["--net=bridge"], ["-p", "8080:80"], ["-t"], ["-d"]),
 ]
 
 
@@ -269,6 +268,9 @@ def test_an_option_of_later_versions_is_refused_by_name(option: list[str]) -> No
 
 
 WRONG = {
+    "memory": (["run", "--memory", "12Q", "--", "true"], "--memory"),
+    "processors": (["run", "--cpus", "0", "--", "true"], "--cpus"),
+    "processes": (["run", "--pids", "0", "--", "true"], "--pids"),
     "no command": (["run"], "args"),
     "no subcommand": ([], "COMMAND"),
     "unknown subcommand": (["rum"], "'rum'"),

@@ -57,7 +57,8 @@ ARROWS = {
     "_oneshot": MIDDLE | {"_container"},
     "_state": WORDS,
     "_doctor": MIDDLE | {"_container", "_oneshot"},
-    "_cli": MIDDLE | {"_container", "_oneshot", "_doctor", "_exec"},
+    "_top": WORDS | {"_cgroup", "_hierarchy"},
+    "_cli": MIDDLE | {"_top"} | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
