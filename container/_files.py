@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a running container, read and written from outside.
 
-Whatever a container renames or links meanwhile, no path leads out of it: paths are walked by the
-kernel below the container's root without magic links (`open_below`), and what was found is kept
-open, looked at and used by its fd. The rights are those of the container's root, not of the caller:
+Whatever a container renames or links meanwhile, no path leads out of it: paths are walked downwards
+from the container's root, name by name (`_Walk`), and what was found is kept open, looked at and
+used by its fd. The rights are those of the container's root, not of the caller:
 what belongs to ids that the container does not have is used as anybody may, what is made belongs
 to its root. Only regular files, directories and links are touched, and nothing of the file systems
 by which the kernel is asked and told (`_KERNEL`): a link there would make a write of a root caller
@@ -27,20 +27,21 @@ from container._launcher import (
     create_below,
     file_system_type,
     make_directory,
-    open_below,
     wait_readable,
 )
 
 # linux/magic.h, and the file systems' own sources.
+_PROC = 0x9FA0
 _KERNEL = frozenset(
     (
-        *(0x9FA0, 0x62656572, 0x63677270, 0x27E0EB, 0x64626720, 0x74726163),  # proc sysfs cgroups
+        *(_PROC, 0x62656572, 0x63677270, 0x27E0EB, 0x64626720, 0x74726163),  # proc sysfs cgroups
         *(0x73636673, 0xCAFE4A11, 0x6165676C, 0xDE5E81E4, 0x62656570, 0xF97CFF8C),
         *(0x19800202, 0x6E736673, 0x42494E4D, 0x1CD1, 0x19830326),  # mqueue nsfs binfmt_misc pts
     )
 )
 _Place = tuple[int, str]  # a directory and a name in it
 _DEEPEST = 200  # directories in one another: each takes an fd or two while it is copied
+_MOST_LINKS = 40  # MAXSYMLINKS, include/linux/namei.h
 _CHUNK = 1 << 20
 _TRIES = 16
 _READ, _WRITE, _SEARCH = 4, 2, 1  # permission bits
@@ -157,7 +158,21 @@ class Inside:
 
     def find(self, path: str) -> int:
         """An O_PATH fd of what a path leads to, links followed as the container would."""
-        return open_below(self.root, path)
+        walk = _Walk(self, path, [os.dup(self.root)], path.split("/")[::-1])
+        try:
+            return walk.run()
+        except OSError as error:
+            raise _error(error.errno or errno.EIO, path) from None
+        finally:
+            for fd in walk.way:
+                os.close(fd)
+
+    def enter(self, fd: int, path: str) -> None:
+        """`OSError` unless it is a directory that its root may look names up in."""
+        status = os.fstat(fd)
+        if not stat.S_ISDIR(status.st_mode):
+            raise _error(errno.ENOTDIR, path)
+        self._allow(status, _SEARCH, path)
 
     def look(self, directory: int, name: str) -> int:
         self._check(directory, _SEARCH, name)
@@ -185,9 +200,12 @@ class Inside:
         _check_kind(status, path)
         if file_system_type(fd) in _KERNEL:
             raise UnsupportedError(f"{path!r} lies in a file system of the kernel's own")
+        self._allow(status, wanted, path)
+        return status
+
+    def _allow(self, status: os.stat_result, wanted: int, path: str) -> None:
         if not self._owns(status) and status.st_mode & wanted != wanted:
             raise _error(errno.EACCES, path)
-        return status
 
     def _owns(self, status: os.stat_result) -> bool:
         return _maps(self.uid_map, status.st_uid) and _maps(self.gid_map, status.st_gid)
@@ -225,6 +243,50 @@ class Inside:
         # By its name it may be another one by now: one that its root could not change either.
         if self._owns(os.fstat(directory)):
             os.chmod(f"/proc/self/fd/{directory}", mode)
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A path, walked one name after the other and only downwards, so that nothing leads out.
+
+    Not by the kernel at once (openat2): that goes by the rights of a root caller, who may enter any
+    directory, also such of the host's, bound there, as the container's root may not.
+    """
+
+    inside: Inside
+    path: str
+    way: list[int]  # the directories from the root to here
+    names: list[str]  # what is left of the path, the next one last
+    links: int = 0
+
+    def run(self) -> int:
+        while self.names:
+            name = self.names.pop()
+            self.inside.enter(self.way[-1], self.path)
+            if name == "..":
+                if len(self.way) > 1:
+                    os.close(self.way.pop())
+            elif name not in ("", "."):
+                self._step(name)
+        return self.way.pop()
+
+    def _step(self, name: str) -> None:
+        if len(self.way) > _DEEPEST:
+            raise UnsupportedError(f"{self.path!r} is more than {_DEEPEST} directories deep")
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.way[-1])
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            self.way.append(fd)
+            return
+        with _closing(fd):
+            self._follow(os.readlink("", dir_fd=fd), file_system_type(fd) == _PROC)
+
+    def _follow(self, text: str, magic: bool) -> None:
+        self.links += 1
+        if magic or self.links > _MOST_LINKS:  # of those in a procfs the text is not the target
+            raise _error(errno.ELOOP, self.path)
+        while text.startswith("/") and len(self.way) > 1:
+            os.close(self.way.pop())
+        self.names += text.split("/")[::-1]
 
 
 def _maps(mappings: tuple[IDMapping, ...], host_id: int) -> bool:

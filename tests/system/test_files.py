@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -485,6 +485,55 @@ def test_the_caller_keeps_its_rights_and_is_as_dumpable_as_before(
         assert state() == before
     finally:
         libc.prctl(1, 0, 0, 0, 0)
+
+
+@as_root
+def test_no_link_leads_where_the_containers_root_may_not_go(tmp_path: Path) -> None:
+    # A directory of the host's that is bound as it is: everybody may read the file, if only
+    # everybody could get there.
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "decoy").write_text("of the host")
+    (private / "decoy").chmod(0o666)
+    (tmp_path / "open").write_text("for all")
+    tmp_path.chmod(0o755)
+    with Shell(Config(mounts=[Mount(str(tmp_path), "/data", type="bind", idmap=False)])) as run:
+        run("os.symlink('/data/private/decoy', '/tmp/link')\nos.symlink('/data', '/tmp/data')")
+        for path in ("/tmp/link", "/data/private/decoy", "/tmp/data/private/../private/decoy"):
+            uses: tuple[Callable[[str], object], ...] = (
+                run.box.open_file,
+                lambda path: run.box.open_file(path, "w"),
+                lambda path: run.box.copy_out(path, tmp_path / "copy"),
+                lambda path: run.box.copy_in("/etc/passwd", path),
+            )
+            for use in uses:
+                with pytest.raises(PermissionError) as caught:
+                    use(path)
+                assert caught.value.filename == path
+        with pytest.raises(PermissionError):
+            run.box.open_file("/data/private/new", "x")
+        with run.box.open_file("/tmp/data/../tmp/./data//open") as file:
+            assert file.read() == "for all"
+    assert (private / "decoy").read_text() == "of the host"
+    assert not (tmp_path / "copy").exists()
+
+
+def test_links_in_a_circle_and_names_below_a_file_are_errors() -> None:
+    with Shell() as run:
+        run("os.symlink('b', '/tmp/a')\nos.symlink('a', '/tmp/b')\nopen('/tmp/file', 'w')")
+        run("for i in range(30):\n os.symlink(f'l{i + 1}', f'/tmp/l{i}')")
+        run("os.symlink('../../../tmp/file', '/tmp/l30')")
+        for path, number in (
+            ("/tmp/a", errno.ELOOP),
+            ("/tmp/file/x", errno.ENOTDIR),
+            ("/tmp/file/", errno.ENOTDIR),
+            ("/tmp/file/..", errno.ENOTDIR),
+            ("/tmp/" + "x" * 256, errno.ENAMETOOLONG),
+        ):
+            with pytest.raises(OSError) as caught:
+                run.box.open_file(path)
+            assert (caught.value.errno, caught.value.filename) == (number, path)
+        run.box.open_file("/tmp/l0").close()
 
 
 WATCHER = """
