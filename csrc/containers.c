@@ -56,7 +56,8 @@ void free_container(struct container *container)
         container->pid = 0; /* somebody else's by now */
         return;
     }
-    give_slot(container->slot);
+    if (!container->keeps_slot)
+        give_slot(container->slot);
     container->phase = PHASE_FREE;
     launcher.alive--;
 }

@@ -286,6 +286,9 @@ long exec_process(struct arena *arena, struct progress *progress)
     container = find_slot();
     if (container == NULL)
         return -EAGAIN;
+    /* No PID namespace ends what it leaves behind, with these ids. */
+    if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
+        target->keeps_slot = 1;
     give_pipes(&arena->request, target == NULL ? -1 : target->slot);
     *container = (struct container){.arena = arena,
                                     .pidfd = -1,

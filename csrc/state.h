@@ -23,6 +23,7 @@ struct container {
     int32_t payload; /* START_INIT: pidfd of what the init is the init of; -1: none */
     int32_t status;  /* START_INIT: pipe with its wait status, once it has ended; -1: none */
     int32_t slot;    /* of host ids; -1: not leased */
+    int keeps_slot;  /* processes may be left that have its ids: nobody gets it after that */
     int32_t cgroup;  /* fd of the directory of its control group; 0: it has none */
     int32_t mapper;  /* pid of the process that has its ids mapped; 0: none */
     uint32_t flags;  /* enum start_flag */

@@ -157,6 +157,36 @@ def test_a_command_that_joined_only_some_namespaces_ends_with_the_container() ->
             pass
 
 
+@pytest.mark.needs("root", "idmap")
+def test_ids_of_processes_that_may_be_left_on_the_host_are_not_leased_again() -> None:
+    told = caller(
+        """
+        def first_id(box):
+            with open(f"/proc/{box.pid}/uid_map") as file:
+                return int(file.read().split()[1])
+
+        def run_some(names):
+            box = Container()
+            box.run(Process(["sleep", "1000"]))
+            number = first_id(box)
+            with exec_in_namespaces(box.pid, ["true"], namespaces=names):
+                pass
+            box.destroy()
+            _launcher.drop_blanks()
+            boxes = [Container() for _ in range(4)]
+            for each in boxes:
+                each.run(Process(["sleep", "1000"]))
+            again = [first_id(each) for each in boxes]
+            for each in boxes:
+                each.destroy()
+            return number in again
+
+        tell([run_some({"user", "mnt", "pid"}), run_some({"user", "mnt"})])
+        """
+    )
+    assert told == [[True, False]]
+
+
 # A hostile first process --------------------------------------------------------------------------
 
 # Looks at every newcomer from its first moment on, by all that /proc and ptrace offer, until it is
