@@ -35,6 +35,7 @@ LAUNCHER_SOURCES = [
         "rights",
         "runtime",
         "start",
+        "terminal",
         "walls",
     )
 ]

@@ -7,7 +7,8 @@ one that is not there. A signal that ends us ends the container: 128+N.
 
 A file or pipe on a standard stream is handed to the container. A terminal never is: its fd could
 be read from and takes ioctls, whichever stream it stands for (CVE-2017-5226). What is written to
-it or typed on it is copied through pipes, by the main thread.
+it or typed on it is copied, by the main thread: through pipes, or with -t to and from a terminal of
+the container's own.
 """
 
 import argparse
@@ -42,6 +43,8 @@ from container._exec import exec_in_namespaces
 from container._limits import limit_further
 from container._oneshot import parse_bind
 from container._process import ExecProcess
+from container._streams import typed
+from container._terminal import CallersTerminal
 
 _TIMED_OUT = 124
 _OWN_ERROR = 125
@@ -57,7 +60,10 @@ _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
 _LATER_WITH_VALUE = ("-p",)
-_LATER_FLAGS = ("-t", "-d")
+_LATER_FLAGS = ("-d",)
+
+
+_TERMINAL_HELP = "a terminal of its own, shown on ours; what is typed on ours goes to it"
 
 
 # The command line --------------------------------------------------------------------------------
@@ -118,6 +124,7 @@ def _add_run(commands: Any) -> None:
     add("-u", metavar="USER[:GROUP]", help="names or numbers inside the container (default: 0)")
     add("--init", action="store_true", help="run the command under a tiny init as PID 1")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
+    add("-t", action="store_true", help=_TERMINAL_HELP)
     add("--memory", metavar="SIZE", help="limit of memory, such as 256M; -1: none")
     add("--cpus", type=float, metavar="N", help="limit of processors, such as 1.5")
     add("--pids", type=int, metavar="N", help="limit of processes and threads; -1: none")
@@ -152,9 +159,9 @@ def _add_exec(commands: Any) -> None:
     add("-w", metavar="DIR", help="working directory (default: /)")
     add("-u", metavar="UID[:GID]", help="numbers inside (default: 0:0)")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
+    add("-t", action="store_true", help=_TERMINAL_HELP)
     add("--timeout", type=float, metavar="S", help="seconds after which all it started is killed")
-    for option in ("-t", "-d"):
-        add(option, action=_Later, nargs=0, help=argparse.SUPPRESS)
+    add("-d", action=_Later, nargs=0, help=argparse.SUPPRESS)
     add("pid", metavar="PID")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
@@ -195,22 +202,20 @@ def _run(options: argparse.Namespace) -> int:
     if options.hostname is not None:
         config = replace(config, hostname=options.hostname)
     config = replace(config, resources=_limits(options))
-    stdin, stdout, stderr = _streams(options.i)
+    terminal = _terminal(options)
     process = Process(
         options.command[options.command[:1] == ["--"] :],
         env=dict(options.e),
         cwd=options.w,
         user=options.u,
         init=options.init,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
+        **_stdio(options, terminal),
     )
     with Container(config, id=options.name) as box:
         if options.timeout is not None:
             _end_after(parse_duration(options.timeout, "--timeout"))
         box.run(process)
-        _Copy(box).run()
+        _converse(box, terminal)
         status = box.wait()
     return status if status >= 0 else _SIGNALLED - status
 
@@ -244,21 +249,19 @@ def _exec(options: argparse.Namespace) -> int:
             " in it",
             field="PID",
         )
-    stdin, stdout, stderr = _streams(options.i)
+    terminal = _terminal(options)
     config = ExecConfig(
         options.command[options.command[:1] == ["--"] :],
         env=dict(options.e),
         cwd=options.w,
         user=options.u,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
+        **_stdio(options, terminal),
     )
     if options.timeout is not None:
         _end_after(parse_duration(options.timeout, "--timeout"))
     process = exec_in_namespaces(int(options.pid), config)
     try:
-        _Copy(process).run()
+        _converse(process, terminal)
         status = process.wait()
     except BaseException:
         process.child.kill()
@@ -307,6 +310,39 @@ def _end_after(seconds: float) -> None:
 # Standard streams --------------------------------------------------------------------------------
 
 
+def _terminal(options: argparse.Namespace) -> CallersTerminal | None:
+    """The terminal to show another one on; None without -t, and where there is none."""
+    if not options.t:
+        return None
+    if options.i and not os.isatty(0):
+        raise ContainerError(
+            "-i with -t: standard input is no terminal; leave out -t, or -i to run without input"
+        )
+    return CallersTerminal.find()
+
+
+def _stdio(options: argparse.Namespace, terminal: CallersTerminal | None) -> dict[str, Any]:
+    """What `Process` and `ExecConfig` are told of streams."""
+    if options.t:
+        return {"tty": True, "tty_size": None if terminal is None else terminal.size}
+    return dict(zip(("stdin", "stdout", "stderr"), _streams(options.i), strict=True))
+
+
+def _converse(box: Container | ExecProcess, terminal: CallersTerminal | None) -> None:
+    """Copy between us and a command that runs, until its end."""
+    if box.stdin is not None and not os.isatty(0):  # it has a terminal, on which nobody types
+        box.stdin.write(typed(b""))
+        box.stdin.flush()
+    if terminal is None:
+        _Copy(box).run()
+        return
+    try:
+        terminal.take(box.resize)
+        _Copy(box, on_terminal=True).run()
+    finally:
+        terminal.give_back()
+
+
 def _streams(interactive: bool) -> tuple[int, int, int]:
     """What `Process` gets for stdin, stdout and stderr."""
     stdin = DEVNULL if not interactive else PIPE if os.isatty(0) else 0
@@ -321,8 +357,9 @@ def _streams(interactive: bool) -> tuple[int, int, int]:
 class _Copy:
     """Copies between our terminals and those streams of a container that are pipes."""
 
-    def __init__(self, box: Container | ExecProcess) -> None:
+    def __init__(self, box: Container | ExecProcess, *, on_terminal: bool = False) -> None:
         self._box = box
+        self._on_terminal = on_terminal
         self._selector = DefaultSelector()
         self._typed = b""
         self._outputs: list[Callable[[], bool]] = []
@@ -335,7 +372,7 @@ class _Copy:
                     os.set_blocking(stream.fileno(), False)
                     self._outputs.append(partial(self._show, stream.fileno(), terminal))
                     self._selector.register(stream, EVENT_READ, self._outputs[-1])
-            if self._box.stdin is not None:
+            if self._box.stdin is not None and os.isatty(0):
                 os.set_blocking(self._box.stdin.fileno(), False)
                 self._selector.register(0, EVENT_READ, self._take)
             if self._selector.get_map():
@@ -364,6 +401,10 @@ class _Copy:
             data = os.read(source, _OUTPUT_CHUNK)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            data = b""  # a terminal that nobody in the container has open any more
         if not data:
             with suppress(KeyError):
                 self._selector.unregister(source)
@@ -378,6 +419,8 @@ class _Copy:
             self._selector.unregister(0)
             if self._typed:
                 self._selector.register(self._stdin, EVENT_WRITE, self._pass_on)
+            elif self._on_terminal:
+                raise _End(_SIGNALLED + signal.SIGHUP)
             else:
                 self._stdin.close()
 

@@ -30,6 +30,7 @@ OCI_VERSION = "1.3.0"
 
 LAST_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to the kernel
 _MAX_INT = 2**31 - 1
+_MAX_TTY_SIZE = 2**16 - 1  # struct winsize
 _MAX_SIZE = 2**63 - 1  # loff_t
 _RLIM_INFINITY = 2**64 - 1
 _PATH_MAX = 4096  # include/uapi/linux/limits.h, with the final NUL
@@ -1220,13 +1221,28 @@ def _refuse_to_pickle_streams(config: "Process | ExecConfig") -> None:
             _fail(name, "a file descriptor cannot be pickled")
 
 
-def _no_terminal(value: bool, field: str) -> bool:
-    if _bool(value, field):
-        raise UnsupportedError("is not supported yet", field=field)
-    return value
+def _tty_size(value: object, field: str) -> tuple[int, int]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        _expected("(rows, columns)", value, field)
+    rows, columns = (_int(0, _MAX_TTY_SIZE)(each, field) for each in value)
+    return rows, columns
 
 
-@_not_yet("tty")
+def parse_tty_size(rows: int, columns: int) -> tuple[int, int]:
+    """What `ExecProcess.resize` gets: characters."""
+    check = _int(0, _MAX_TTY_SIZE)
+    return check(rows, "rows"), check(columns, "columns")
+
+
+def _check_terminal(config: "Process | ExecConfig") -> None:
+    if not config.tty and config.tty_size is not None:
+        _fail("tty_size", "needs tty=True")
+    for name in ("stdin", "stdout", "stderr") if config.tty else ():
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int) and value < 0):
+            _fail(name, "with tty=True all three streams are the terminal; leave it out")
+
+
 @dataclass(frozen=True, slots=True)
 class Process(_Checked):
     """A program to run in a container.
@@ -1247,6 +1263,12 @@ class Process(_Checked):
     ``stdin``, ``stdout`` and ``stderr`` are None (the caller's), a file descriptor, an
     object with ``fileno()``, PIPE or DEVNULL; ``stderr`` also STDOUT. With a file descriptor a
     Process cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
+
+    With ``tty`` it gets a terminal of the container's own, pty(7): its standard streams, its
+    controlling terminal and ``/dev/console``, owned by its user. ``stdin`` and ``stdout`` of the
+    `Container` or `ExecProcess` are then the other end of that, ``stderr`` is None, and no stream
+    of the caller's may be given. ``tty_size`` is (rows, columns) in characters; None leaves the
+    kernel's, 0 and 0. Raw mode is ``tty.setraw(process.stdin)``.
     """
 
     args: Annotated[Sequence[StrPath], _args]
@@ -1255,7 +1277,9 @@ class Process(_Checked):
     user: Annotated[int | str | None, _optional(_user)] = None
     groups: Annotated[Sequence[int], _sequence(_id, most=MAX_GROUPS)] = ()
     umask: Annotated[int, _int(0, 0o777, oct)] = 0o022
+    tty: Annotated[bool, _bool] = False
     _: KW_ONLY  # the API has parameters to come before these
+    tty_size: Annotated[tuple[int, int] | None, _optional(_tty_size)] = None
     rlimits: Annotated[Sequence[Rlimit], _sequence(_instance(Rlimit))] = ()
     init: Annotated[bool, _bool] = False
     pass_fds: Annotated[Sequence[int], _passed] = ()
@@ -1269,6 +1293,7 @@ class Process(_Checked):
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
         _unique(self.rlimits, "type", "rlimits")
+        _check_terminal(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.pass_fds:
@@ -1286,7 +1311,8 @@ class ExecConfig(_Checked):
     umask, no_new_privs, nice value, processors and oom_score_adj, always. ``root`` is a directory
     inside that becomes ``/``; ``cwd`` is then below it. ``user`` is as in `Process`. The streams
     are as in `Process` too, but by default as in `popen`: nothing to read, and pipes for what is
-    written. After ``timeout`` seconds every process that it has started is killed. With a file
+    written. After ``timeout`` seconds every process that it has started is killed. ``tty`` and
+    ``tty_size`` are as in `Process`, but ``/dev/console`` stays what it is. With a file
     descriptor it cannot be pickled (`ConfigError`). The repr has the names in ``env`` only.
     """
 
@@ -1295,12 +1321,18 @@ class ExecConfig(_Checked):
     cwd: Annotated[StrPath | None, _optional(_absolute)] = None
     root: Annotated[StrPath | None, _optional(_absolute)] = None
     user: Annotated[int | str | None, _optional(_user)] = None
-    tty: Annotated[bool, _no_terminal] = False
+    tty: Annotated[bool, _bool] = False
     stdin: _Stdio = DEVNULL
     stdout: _Stdio = PIPE
     stderr: _Stdio = PIPE
     capabilities: Annotated[Capabilities | None, _optional(_instance(Capabilities))] = None
     timeout: Annotated[float | timedelta | None, _optional(parse_duration)] = None
+    _: KW_ONLY
+    tty_size: Annotated[tuple[int, int] | None, _optional(_tty_size)] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        _check_terminal(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         _refuse_to_pickle_streams(self)

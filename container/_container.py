@@ -26,6 +26,7 @@ from container._config import (
     StrPath,
     parse_duration,
     parse_signal,
+    parse_tty_size,
     validate_id,
 )
 from container._errors import (
@@ -50,7 +51,7 @@ from container._process import (
     parse_capture,
     parse_text_mode,
 )
-from container._streams import NAMES, Stdio, open_stdio, open_stream
+from container._streams import NAMES, Stdio, open_process_stdio, open_stream
 
 _containers: "WeakSet[Container]" = WeakSet()
 
@@ -139,7 +140,7 @@ class Container:
             raise ConfigError(f"expected Process, got {type(process).__name__}", field="process")
         if self._destroyed or self._child is not None:
             raise StateError(f"container {self.id} was used before; make a new one")
-        stdio = open_stdio(process.stdin, process.stdout, process.stderr)
+        stdio = open_process_stdio(process)
         try:
             self._plan = make_plan(self.config, process, flags)
             self._process = process
@@ -168,6 +169,7 @@ class Container:
         return child
 
     def _open_streams(self, stdio: Stdio, child: Child) -> None:
+        stdio.add_terminal(child)
         for name in NAMES:
             if name in stdio.ours:
                 setattr(self, name, open_stream(name, stdio.ours[name], child))
@@ -268,6 +270,14 @@ class Container:
         if child.over:
             self._refuse("signal", child)
         child.signal(number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal of the first process another size, as `ExecProcess.resize` does."""
+        size = parse_tty_size(rows, columns)
+        child = self._used_child()
+        if not self._process.tty:
+            raise StateError(f"container {self.id} has no terminal")
+        child.resize(*size)
 
     def stop(self, signal_config: SignalConfig | None = None) -> int | None:
         """Ask the program to end, kill every process when it does not; return its status.

@@ -28,7 +28,7 @@ from container._launcher import (
 )
 from container._plan import Plan, attribute_flags, explain, plan_process
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
-from container._streams import NAMES, Stdio, open_stdio, open_stream
+from container._streams import NAMES, Stdio, open_process_stdio, open_stream
 from container._tree import end_tree
 
 NO_ROWS = RowTable(())
@@ -95,6 +95,8 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
         nice=first.nice,
         cpu_affinity=first.cpu_affinity,
         oom_score_adj=first.oom_score_adj,
+        tty=wanted.tty,
+        tty_size=wanted.tty_size,
     )
     if wanted.root is not None and process.user is not None:
         refuse_names(process.user)
@@ -102,6 +104,7 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     joined = flags_of(names) & base.clone_flags
     if not joined:
         raise ConfigError("the container shares all of these with its caller", field="namespaces")
+    refuse_foreign_terminal(wanted, joined)
     identity = replace(host.plan.identity, programs=((), ()))  # the maps are written
     if not joined & NAMESPACE_FLAGS["user"]:
         identity = _outside(identity)
@@ -123,6 +126,12 @@ def refuse_labels(config: Config) -> None:
 def refuse_names(user: int | str) -> None:
     if any(isinstance(part, str) for part in parse_user(user)):
         raise UnsupportedError("write numbers: another root may have other names", field="user")
+
+
+def refuse_foreign_terminal(wanted: ExecConfig, joined: int) -> None:
+    """A terminal is one of the mount namespace that is joined, else it were the host's."""
+    if wanted.tty and not joined & NAMESPACE_FLAGS["mnt"]:
+        raise UnsupportedError("needs mnt among the namespaces", field="tty")
 
 
 def flags_of(names: frozenset[str]) -> int:
@@ -171,7 +180,7 @@ def run_member(
         if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
             host.child.signal(9)
 
-    stdio = open_stdio(wanted.stdin, wanted.stdout, wanted.stderr)
+    stdio = open_process_stdio(wanted)
     try:
         child = _join(plan, stdio, host.child, deadline_of(wanted, manner))
         stdio.close_child_ends()
@@ -234,6 +243,7 @@ _JOIN_DETAILS = {
     "pid-namespace": "cannot enter the PID namespace",
     "setup-ids": "cannot become root of the user namespace",
     "sync": "the launcher ended meanwhile",
+    "terminal": "cannot open a terminal of the devpts at /dev/pts",
 }
 
 
@@ -262,6 +272,7 @@ def as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -
 
 def _as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -> ExecProcess:
     streams = {}
+    stdio.add_terminal(child)
     for name in NAMES:
         if name in stdio.ours:
             streams[name] = open_stream(name, stdio.ours[name], child)

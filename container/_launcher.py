@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import threading
 from array import array
 from collections.abc import Callable, Collection, Sequence
@@ -23,6 +24,7 @@ from math import ceil
 from select import POLLIN, poll
 from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
+from termios import TIOCSWINSZ
 from time import monotonic
 from typing import Any, Final
 
@@ -65,6 +67,7 @@ class StartFlag(IntFlag):
     NICE = lib.START_NICE
     OOM_SCORE = lib.START_OOM_SCORE
     CGROUP = lib.START_CGROUP
+    TERMINAL = lib.START_TERMINAL
 
 
 _MFD_EXEC = 0x10
@@ -156,6 +159,7 @@ class StartRequest:
     oom_score: int = 0
     passed: Sequence[int] = ()  # fds of the caller, whose numbers they keep
     map_programs: Sequence[Sequence[str]] = ((), ())  # for uids and gids: see _ids.map_program
+    terminal_size: tuple[int, int] | None = None  # with StartFlag.TERMINAL: rows, columns
     _kept: tuple[object, bytes] | None = None
 
     def encode(
@@ -332,6 +336,7 @@ def encode_start(
             *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
             *(join.serial, new_root, (settings_at, len(settings))),
+            *(request.terminal_size or (0, 0)),
         ),
     )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
@@ -399,6 +404,7 @@ class Child:
         self.listener: int | None = None  # of its filter
         self.serial = 0  # what the launcher calls it
         self.in_cgroup = False
+        self.terminal: int | None = None  # our end of its terminal, where it has one
         # Of an exec, with pid and pidfd: its end is not that of all that it has started.
         self.end_tree: Callable[[int, int], object] | None = None
         self.created = False
@@ -446,11 +452,12 @@ class Child:
             self._lose()
             return
         report = ffi.from_buffer("struct report *", data)
-        if fd is not None and report.kind == lib.REPORT_LISTENER:
-            self.listener = above_stdio(fd)
-        elif fd is not None:
-            self.pidfd = above_stdio(fd)
-        if report.kind == lib.REPORT_CLONED:
+        if report.kind == lib.REPORT_LISTENER:
+            self.listener = None if fd is None else above_stdio(fd)
+        elif report.kind == lib.REPORT_TERMINAL:
+            self.terminal = None if fd is None else above_stdio(fd)
+        elif report.kind == lib.REPORT_CLONED:
+            self.pidfd = None if fd is None else above_stdio(fd)
             self.pid, self.serial = report.pid, report.serial
             self.launcher.meet_guard(report.value)
         elif report.kind == lib.REPORT_CREATED:
@@ -508,17 +515,29 @@ class Child:
     def start(self) -> None:
         self.command(lib.COMMAND_START)
 
-    def wait_news(self, timeout: float | None, also: int = -1) -> bool:
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal, and by SIGWINCH the program in front of that; not after its end."""
+        with self._lock:
+            if self.terminal is not None:
+                fcntl.ioctl(self.terminal, TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+    def take_terminal(self) -> int | None:
+        """Our end of its terminal, which is the taker's from then on."""
+        with self._lock:
+            fd, self.terminal = self.terminal, None
+            return fd
+
+    def wait_news(self, timeout: float | None, also: int = -1, events: int = POLLIN) -> bool:
         """Poll until something can be received (True) or ``timeout`` seconds have passed.
 
-        ``also``: a fd that may become readable instead.
+        ``also``: a fd that may become readable instead, or what ``events`` says.
         """
         with self._lock:
             if self._closed or self.over:
                 return True
             self._users += 1
         try:
-            return wait_readable(self.channel.fileno(), timeout, also)
+            return wait_readable(self.channel.fileno(), timeout, also, events)
         finally:
             with self._lock:
                 self._users -= 1
@@ -557,10 +576,10 @@ class Child:
             return
         self.channel.close()
         self.launcher.leave()
-        for fd in (self.pidfd, self.listener):
+        for fd in (self.pidfd, self.listener, self.terminal):
             if fd is not None:
                 os.close(fd)
-        self.pidfd = self.listener = None
+        self.pidfd = self.listener = self.terminal = None
 
 
 def _known(number: int) -> int | None:
@@ -642,12 +661,12 @@ def send_fds(to: Socket, data: bytes, fds: Sequence[int]) -> None:
     to.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
-def wait_readable(fd: int, timeout: float | None, also: int = -1) -> bool:
-    """poll(2) one fd, or two; ``timeout`` in seconds, None for ever."""
+def wait_readable(fd: int, timeout: float | None, also: int = -1, events: int = POLLIN) -> bool:
+    """poll(2) one fd, or another for ``events``; ``timeout`` in seconds, None for ever."""
     poller = poll()
     poller.register(fd, POLLIN)
     if also >= 0:
-        poller.register(also, POLLIN)
+        poller.register(also, events)
     return bool(poller.poll(milliseconds(timeout)))
 
 

@@ -34,7 +34,7 @@ from container._process import (
     parse_capture,
     parse_text_mode,
 )
-from container._streams import open_stdio
+from container._streams import open_process_stdio, typed
 
 Bind = Mount | str
 
@@ -126,6 +126,7 @@ def run(
     encoding: str | None = None,
     errors: str | None = None,
     check: bool = False,
+    tty: bool = False,
 ) -> Result:
     """Run a command in a fresh container and return what became of it.
 
@@ -139,6 +140,8 @@ def run(
     ``memory`` in bytes or as ``"64M"``, ``cpus`` (0.5: half of one) and ``pids`` limit what all of
     the container may use, by a cgroup of its own, in place of what ``config`` says; -1 is no limit
     of memory or pids. Out of memory everything in it is killed, and ``oom_killed`` is True.
+    With ``tty`` the command has a terminal instead, see `Process`: ``input`` is typed, with an end
+    of file (^D) after it, and all that is shown is ``stdout``.
 
     At ``timeout`` seconds every process of the container is killed: `ContainerTimeoutError`.
     ``check=True`` raises `CommandError` for a status other than 0. Both have ``.result``. Other
@@ -151,6 +154,8 @@ def run(
     mode = parse_text_mode(text, encoding, errors)
     capture = parse_capture(max_output, keep)
     data = _input_bytes(input, mode)
+    if tty:
+        data = typed(data)
     if input is not None:
         if stdin not in (DEVNULL, PIPE, None):
             raise ConfigError("cannot be given together with input", field="stdin")
@@ -158,7 +163,8 @@ def run(
     elif stdin == PIPE:
         raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
     limits = (memory, cpus, pids)
-    planner = _planner(args, root, config, env, cwd, user, (stdin, stdout, stderr), binds, limits)
+    streams = (stdin, stdout, stderr)
+    planner = _planner(args, root, config, env, cwd, user, streams, binds, limits, tty)
     conversation = Conversation(planner.process.args, mode, capture, began)
     result = _run(planner, conversation, data, limit)
     if check and result.returncode != 0:
@@ -183,20 +189,26 @@ def _planner(  # noqa: PLR0917 - those of run
     stdio: tuple[Any, Any, Any],
     binds: Sequence[Bind],
     limits: Limits,
+    tty: bool,
 ) -> Planner:
     key: object = None
     if isinstance(root, os.PathLike):
         root = os.fspath(root)
     lists = isinstance(args, list | tuple) and isinstance(binds, list | tuple)
     plain = (*args, *binds, cwd) if lists else ()
-    if plain and env is None and all(map(_is_plain, (*plain, root, user, *stdio, *limits))):
+    if (
+        plain
+        and not tty
+        and env is None
+        and all(map(_is_plain, (*plain, root, user, *stdio, *limits)))
+    ):
         # Types too: 1 and True are equal, and only one of them is a user.
         key = (tuple(args), root, id(config), cwd, user, type(user), stdio, tuple(binds), limits)
         planner = _planners.get(key)
         if planner is not None and planner.given is config:
             return planner
     process = Process(
-        args, env=env, cwd=cwd, user=user, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2]
+        args, env=env, cwd=cwd, user=user, tty=tty, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2]
     )
     planner = Planner(_config(config, root, binds, limits), process, given=config)
     if key is not None and sum(len(str(arg)) for arg in process.args) <= _MOST_TEXT:
@@ -222,11 +234,12 @@ def _run(
     """One container without the objects of one: its end is all that is waited for."""
     process = planner.process
     for _ in range(TRIES):
-        plan = planner.plan(StartFlag.QUIET)
-        stdio = open_stdio(process.stdin, process.stdout, process.stderr)
+        plan = planner.plan(StartFlag(0) if process.tty else StartFlag.QUIET)
+        stdio = open_process_stdio(process)
         try:
             child = launch_plan(plan, stdio.child, stdio.pipes)
             stdio.close_child_ends()
+            stdio.add_terminal(child)
             result = conversation.hold(child, stdio.ours, data, limit)
         finally:
             stdio.close()
@@ -271,16 +284,29 @@ def popen(
     text: bool = False,
     encoding: str | None = None,
     errors: str | None = None,
+    tty: bool = False,
+    tty_size: tuple[int, int] | None = None,
 ) -> ExecProcess:
     """Start a command in a fresh container and return at once; parameters as in `run`.
 
-    The container goes when the command ends, however many processes it started.
+    The container goes when the command ends, however many processes it started. ``tty`` and
+    ``tty_size`` are those of `Process`.
     """
     began = monotonic()
     _refuse_absent(network)
     mode = parse_text_mode(text, encoding, errors)
     capture = parse_capture(max_output, keep)
-    process = Process(args, env=env, cwd=cwd, user=user, stdin=stdin, stdout=stdout, stderr=stderr)
+    process = Process(
+        args,
+        env=env,
+        cwd=cwd,
+        user=user,
+        tty=tty,
+        tty_size=tty_size,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+    )
     box = Container(_config(config, root, binds, (memory, cpus, pids)))
     box.run(process)
     try:

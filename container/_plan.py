@@ -131,7 +131,7 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     ranges = None
     if caller.euid != 0 and not config.uid_mappings and needs_ranges(account, process):
         ranges = _ids.own_ranges()
-    foundation = _lay_foundation(config, caller, ranges)
+    foundation = _lay_foundation(config, caller, ranges, tty=process.tty)
     if flags & StartFlag.QUIET and foundation.base.filter_flags & NEW_LISTENER:
         raise ConfigError(
             "with NOTIFY, run() has nobody to answer: popen()", field="config.seccomp"
@@ -172,6 +172,8 @@ def _plan_process(
     flags: StartFlag,
     files: tuple[int, int],
 ) -> StartRequest:
+    if process.tty:
+        flags |= StartFlag.TERMINAL
     groups = groups_of(process, account, foundation.identity)
     env = _environment(process, account)
     return StartRequest(
@@ -191,11 +193,14 @@ def _plan_process(
         oom_score=process.oom_score_adj or 0,
         passed=process.pass_fds,
         map_programs=foundation.identity.programs,
+        terminal_size=process.tty_size,
     )
 
 
 @lru_cache(maxsize=64)
-def _lay_foundation(config: Config, caller: _Caller, ranges: _ids.Ranges | None) -> _Foundation:
+def _lay_foundation(
+    config: Config, caller: _Caller, ranges: _ids.Ranges | None, *, tty: bool
+) -> _Foundation:
     identity = identify(config, ranges)
     namespaces = config.namespaces
     flags = identity.flags
@@ -212,7 +217,9 @@ def _lay_foundation(config: Config, caller: _Caller, ranges: _ids.Ranges | None)
     if config.resources is not None:
         _require_binding_limits(config, identity)
     nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
-    around = Surroundings(identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()))
+    around = Surroundings(
+        identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()), tty
+    )
     stage = [_absolute(row, caller.cwd) for row in plan_stage(config, around)]
     rows = [
         _absolute(row, caller.cwd) for row in plan_rows(config, host_layout(caller.euid), around)
@@ -437,6 +444,8 @@ _VERBS = {
     Op.HANDLE: "use",
     Op.ATTRIBUTES: "make",
     Op.WRITE: "set",
+    Op.TERMINAL: "open",
+    Op.CONSOLE: "bind",
 }
 
 _DETAILS = {
@@ -450,6 +459,7 @@ _DETAILS = {
     "id-maps": "cannot write the id maps of the user namespace",
     "sources": "cannot copy the mounts that are bound",
     "filesystem": "cannot build the file system",
+    "terminal": "cannot make the terminal that of its session",
     "rlimits": "cannot set the resource limits",
     "sync": "the launcher ended while it set the container up",
     "handover": "the launcher ended while it set the container up",

@@ -13,10 +13,18 @@ from signal import SIGKILL
 from time import monotonic
 from typing import IO, Any, Literal, Self
 
-from container._config import Result, StrPath, Usage, parse_duration, parse_signal, parse_size
+from container._config import (
+    Result,
+    StrPath,
+    Usage,
+    parse_duration,
+    parse_signal,
+    parse_size,
+    parse_tty_size,
+)
 from container._errors import ConfigError, ContainerTimeoutError, StateError, publish
 from container._launcher import Child, Exit
-from container._streams import Capture, Exchange
+from container._streams import Capture, Exchange, typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +176,8 @@ class ExecProcess:
 
     ``args``, ``pid`` (in the caller's PID namespace), ``pidfd`` (pollable, readable at the end),
     ``stdin``, ``stdout``, ``stderr`` (file objects where PIPE was asked for, else None) and
-    ``returncode`` are as in ``subprocess.Popen``. A stream ends with the command, even while a
+    ``returncode`` are as in ``subprocess.Popen``. With ``tty=True`` the first two are our end of
+    its terminal. A stream ends with the command, even while a
     process that it has left behind holds the other end. Iterating gives the lines of ``stdout``.
     As a context manager it waits for the end, and kills when the block raised.
     """
@@ -270,13 +279,16 @@ class ExecProcess:
     def communicate(
         self, input: bytes | str | None = None, timeout: float | timedelta | None = None
     ) -> tuple[Any, Any]:
-        """Send ``input``, read both streams to their end, wait. Like ``Popen.communicate``, but a
+        """Send ``input``, read both streams to their end, wait. Into a terminal it is typed, with
+        an end of file (^D) after it: lines of up to 4095 bytes. Like ``Popen.communicate``, but a
         process that keeps a stream open cannot hold it up, and ``max_output`` bounds what is
         kept. At ``timeout`` seconds everything is killed as by `wait`: `ContainerTimeoutError`,
         with what was read in its ``result``.
         """
         self._check_owner()
         data = self._to_bytes(input)
+        if self._child.terminal is not None:
+            data = typed(data)
         limit = None if timeout is None else parse_duration(timeout)
         try:
             result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
@@ -320,6 +332,17 @@ class ExecProcess:
     def kill(self) -> None:
         """SIGKILL: every process of the container; for an exec, the command alone."""
         self.send_signal(9)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size, in characters; SIGWINCH tells the program in front.
+
+        `StateError` where it has none; nothing happens if it has ended.
+        """
+        size = parse_tty_size(rows, columns)
+        if self.poll() is None:
+            if self._child.terminal is None:
+                raise StateError(f"{self.args[0]!r} has no terminal")
+            self._child.resize(*size)
 
     def end_after(self, seconds: float) -> None:
         """Have everything killed as by a timeout of `wait`, whoever waits or not."""

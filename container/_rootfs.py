@@ -46,6 +46,8 @@ class Op(IntEnum):
     HANDLE = 10
     ATTRIBUTES = 11
     DEVICE = 12
+    TERMINAL = 13
+    CONSOLE = 14
 
 
 MAKES_MOUNT = frozenset({Op.BIND, Op.MOUNT, Op.OVERLAY})
@@ -174,6 +176,7 @@ class Surroundings:
     gid_mappings: Sequence[IDMapping]  # those in force; empty without a user namespace
     by_fd: bool = True  # root caller: the launcher copies the sources, and can idmap them
     nodes: Sequence[tuple[str, str]] = ()  # path of a device, and of the host's for it
+    tty: bool = False
 
 
 def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[Row]:
@@ -194,6 +197,8 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
         rows += _devices(len(rows), config, around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
     rows += (_mount(mount, field, config, around) for field, mount in mounts)
+    if around.tty:
+        rows += _terminal(rows)
     if config.read_only_root:  # until here targets may have to be made
         rows.append(_change_root("the read-only root", set=Attribute.READ_ONLY))
     rows += _covers(rows, config)  # last of all: over what mounts have brought, too
@@ -459,14 +464,40 @@ def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
         )
 
 
-def _covers(rows: Sequence[Row], config: Config) -> Iterator[Row]:
-    """Masks first: what is made read-only is a copy of all that lies there, masks included."""
-    places = [
+def _terminal(rows: Sequence[Row]) -> Iterator[Row]:
+    """A terminal of the container's own devpts, and ``/dev/console`` if that is not the image's."""
+    places = _places(rows)
+    devpts, name = _below_last_mount("dev/pts/ptmx", places)
+    if name != "ptmx" or (rows[devpts].op, rows[devpts].source) != (Op.MOUNT, "devpts"):
+        raise UnsupportedError(
+            "needs a devpts at /dev/pts: setup_dev=True, or a Mount of one there", field="tty"
+        )
+    yield Row(Op.TERMINAL, "", "a terminal", base=devpts, field="tty", path="/dev/pts/ptmx")
+    dev, name = _below_last_mount("dev/console", places)
+    if dev and name == "console":
+        yield Row(
+            Op.CONSOLE,
+            name,
+            "the terminal at '/dev/console'",
+            flags=RowFlag.MAKE_FILE | RowFlag.NO_SYMLINKS,
+            base=dev,
+            field="tty",
+        )
+
+
+def _places(rows: Sequence[Row]) -> list[str | None]:
+    """Where the rows' mounts are, without the first slash and with one at the end."""
+    return [
         f"{place_of(rows, row)}/".lstrip("/")
         if row.op in MAKES_MOUNT and not row.flags & RowFlag.DETACHED
         else None
         for row in rows
     ]
+
+
+def _covers(rows: Sequence[Row], config: Config) -> Iterator[Row]:
+    """Masks first: what is made read-only is a copy of all that lies there, masks included."""
+    places = _places(rows)
     for op, name, paths in (
         (Op.MASK, "masked_paths", masked_paths(config)),
         (Op.READ_ONLY, "readonly_paths", readonly_paths(config)),

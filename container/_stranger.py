@@ -20,6 +20,7 @@ from container._join import (
     as_process,
     deadline_of,
     explain_join,
+    refuse_foreign_terminal,
     refuse_late,
     refuse_names,
     with_capabilities,
@@ -28,7 +29,7 @@ from container._launcher import Base, Join, StartFlag, above_stdio, join_foreign
 from container._plan import Plan, filter_of, plan_process
 from container._process import ExecProcess
 from container._seccomp._compiler import Filter
-from container._streams import open_stdio
+from container._streams import open_process_stdio
 from container._tree import end_tree
 
 _SETS = {"bounding": "CapBnd", "effective": "CapEff", "permitted": "CapPrm"}
@@ -62,7 +63,7 @@ def run_stranger(
 
 
 def _run(pid: int, pidfd: int, plan: Plan, wanted: ExecConfig, manner: Manner) -> ExecProcess:
-    stdio = open_stdio(wanted.stdin, wanted.stdout, wanted.stderr)
+    stdio = open_process_stdio(wanted)
     try:
         child = join_foreign(
             plan.request,
@@ -117,11 +118,19 @@ def _plan(stranger: _Stranger, wanted: ExecConfig, names: frozenset[str]) -> Pla
     ]
     if not joined:
         raise ConfigError("the process shares all of these with its caller", field="namespaces")
+    refuse_foreign_terminal(wanted, sum(NAMESPACE_FLAGS[name] for name in joined))
     user = wanted.user
     if user is None:
         user = "0:0" if "user" in joined else f"{os.geteuid()}:{os.getegid()}"
     refuse_names(user)
-    process = Process(wanted.args, env=wanted.env, cwd=wanted.cwd, user=user)
+    process = Process(
+        wanted.args,
+        env=wanted.env,
+        cwd=wanted.cwd,
+        user=user,
+        tty=wanted.tty,
+        tty_size=wanted.tty_size,
+    )
     flags = _flags(stranger, "user" in joined)
     seccomp = _filter_for(stranger)
     base = Base(

@@ -7,17 +7,20 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from errno import EIO, EPIPE
 from select import POLLIN, POLLOUT, poll
 from sys import byteorder
 from termios import FIONREAD
 from time import monotonic
 from typing import IO, Any, Literal
 
-from container._config import DEVNULL, PIPE, STDOUT
+from container._config import DEVNULL, PIPE, STDOUT, ExecConfig, Process
 from container._errors import ConfigError
 from container._launcher import Child, above_stdio, milliseconds, wait_readable
 
 _CHUNK = 1 << 16  # bytes per read or write: what a pipe holds
+_MOST_IN_TERMINAL = 1 << 17  # bytes that can be on their way through one, and then some
+_END_OF_FILE = b"\x04"  # what is typed for it, as a terminal is set up at first
 NAMES = ("stdin", "stdout", "stderr")
 
 
@@ -29,6 +32,12 @@ class Stdio:
     ours: dict[str, int] = field(default_factory=dict)
     pipes: int = 0  # bit N: fd N is a pipe that we made
     _close: list[int] = field(default_factory=list)
+
+    def add_terminal(self, child: Child) -> None:
+        """Our end of its terminal, for reading and for writing."""
+        if child.terminal is not None and not child.over:
+            for name in ("stdin", "stdout"):
+                self.ours[name] = above_stdio(fcntl.fcntl(child.terminal, fcntl.F_DUPFD_CLOEXEC, 3))
 
     def close_child_ends(self) -> None:
         while self._close:
@@ -53,6 +62,13 @@ def open_stdio(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
         stdio.close()
         raise
     return stdio
+
+
+def open_process_stdio(process: Process | ExecConfig) -> Stdio:
+    """What a program begins with; a terminal it makes for itself."""
+    if process.tty:
+        return open_stdio(DEVNULL, DEVNULL, DEVNULL)
+    return open_stdio(process.stdin, process.stdout, process.stderr)
 
 
 def _open_one(stdio: Stdio, number: int, name: str, wanted: Any) -> int:
@@ -128,11 +144,82 @@ class _PipeReader(io.RawIOBase):
             os.close(self._fd)
 
 
+class _TerminalReader(_PipeReader):
+    """Our end of a terminal, likewise. It does not block: two file objects share it."""
+
+    def readinto(self, buffer: Any) -> int:
+        fd = self.fileno()
+        view = memoryview(buffer).cast("B")
+        while True:
+            over = self._child.over
+            if over:
+                self._left = _MOST_IN_TERMINAL if self._left is None else self._left
+                view = view[: self._left]
+            try:
+                count = os.readv(fd, [view]) if view else 0
+            except BlockingIOError:
+                if over:
+                    return 0
+                self._child.wait_news(None, also=fd)
+                self._child.receive()
+                continue
+            except OSError as error:
+                if error.errno != EIO:
+                    raise
+                return 0  # nobody in the container has it open any more
+            if self._left is not None:
+                self._left -= count
+            return count
+
+
+class _TerminalWriter(io.RawIOBase):
+    """Our end of a terminal. The kernel calls one that nobody has open full, never broken."""
+
+    def __init__(self, fd: int, child: Child) -> None:
+        self._fd = fd
+        self._child = child
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        return self._fd
+
+    def write(self, data: Any) -> int:
+        while not self._child.over:
+            try:
+                return os.write(self.fileno(), data)
+            except BlockingIOError:
+                self._child.wait_news(None, also=self._fd, events=POLLOUT)
+                self._child.receive()
+        raise BrokenPipeError(EPIPE, os.strerror(EPIPE))
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                super().close()
+            finally:
+                os.close(self._fd)
+
+
 def open_stream(name: str, fd: int, child: Child) -> IO[bytes]:
     """A file object for our end of a child's standard stream; owns the fd."""
+    if os.isatty(fd):
+        os.set_blocking(fd, False)
+        if name == "stdin":
+            return io.BufferedWriter(_TerminalWriter(fd, child))
+        return io.BufferedReader(_TerminalReader(fd, child))
     if name == "stdin":
         return os.fdopen(fd, "wb")
     return io.BufferedReader(_PipeReader(fd, child))
+
+
+def typed(data: bytes) -> bytes:
+    """Input as it is typed into a terminal: with an end of file, which a line begun puts off."""
+    begun = len(data) > 0 and bytes(data[-1:]) != b"\n"
+    return bytes(data) + _END_OF_FILE * (2 if begun else 1)
 
 
 class Capture:
@@ -240,7 +327,8 @@ class Exchange:
         """Take what is still in the pipes of a child that has ended; close them."""
         for name in list(self._ours):
             if name != "stdin":
-                self._read_rest(name, waiting_in(self._ours[name]))
+                fd = self._ours[name]
+                self._read_rest(name, _MOST_IN_TERMINAL if os.isatty(fd) else waiting_in(fd))
             if name in self._ours:
                 self._drop(name)
 
@@ -272,6 +360,10 @@ class Exchange:
             data = os.read(fd, min(most, _CHUNK))
         except BlockingIOError:
             return 0
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            data = b""  # a terminal that nobody in the container has open any more
         if not data:
             self._drop(name)
             return 0

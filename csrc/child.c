@@ -544,6 +544,7 @@ static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_MOUNT_NAMESPACE, unshare_mounts},
     {STEP_HOSTNAME, set_hostname},
     {STEP_FILESYSTEM, make_filesystem},
+    {STEP_TERMINAL, take_terminal},
     {STEP_PIVOT, enter_root},
     {STEP_LOCK_MOUNTS, lock_mounts},
     {STEP_GATE, wait_at_gate},
@@ -587,6 +588,8 @@ void prepare_child(struct child *child, struct arena *arena)
     child->status = 0;
     child->program = 0;
     child->passed_count = 0;
+    child->filesystem.terminal = 0;
+    child->filesystem.master = 0;
 }
 
 void run_child(void *argument)

@@ -74,11 +74,45 @@ void report_progress(const struct container *container, enum report_kind kind)
     send_report(container->channel, &report, kind == REPORT_CLONED ? container->pidfd : -1);
 }
 
+/* What belongs to the caller goes on to it: we keep no copy, which would hold up a hangup. */
+static void take_fd(struct container *container, enum child_fd kind)
+{
+    struct report report = {.kind = kind == CHILD_LISTENER ? REPORT_LISTENER : REPORT_TERMINAL,
+                            .row = -1};
+    int *fd = &launcher.message.fds[0];
+    if (kind == CHILD_PAYLOAD) {
+        container->payload = *fd;
+        *fd = -1;
+    } else {
+        send_report(container->channel, &report, *fd);
+    }
+    close_fds(launcher.message.fds, launcher.message.fd_count);
+}
+
+/* What the child says before it has become the program; -EAGAIN: nothing, for now. */
+static long take_word(struct container *container)
+{
+    struct message *message = &launcher.message;
+    uint8_t byte;
+    long result = receive_message(container->sync, &byte, 1, MSG_DONTWAIT, message);
+    if (result < 0)
+        return result;
+    if (message->fd_count > 0) {
+        take_fd(container, byte);
+    } else if (container->phase == PHASE_STARTING) {
+        report_progress(container, REPORT_CREATED);
+        container->phase = PHASE_CREATED;
+    }
+    return 0;
+}
+
 /* The sync socket has ended: the page tells whether by execve. */
 static void settle_start(struct container *container)
 {
     if (container->phase == PHASE_FAILED || container->sync < 0)
         return;
+    while ((container->flags & START_QUIET) == 0 && take_word(container) == 0)
+        ; /* its end may be known before what it said is read */
     if (container->arena->progress.step == STEP_EXEC && container->arena->progress.error == 0) {
         if ((container->flags & START_QUIET) == 0)
             report_progress(container, REPORT_STARTED);
@@ -91,35 +125,11 @@ static void settle_start(struct container *container)
     close_sync(container); /* it has left our memory: before its fds were closed */
 }
 
-static void take_fd(struct container *container, enum child_fd kind)
-{
-    struct report report = {.kind = REPORT_LISTENER, .row = -1};
-    int *fd = &launcher.message.fds[0];
-    if (kind == CHILD_LISTENER) {
-        send_report(container->channel, &report, *fd);
-    } else {
-        container->payload = *fd;
-        *fd = -1;
-    }
-    close_fds(launcher.message.fds, launcher.message.fd_count);
-}
-
 void handle_sync(struct container *container)
 {
-    uint8_t byte;
-    long result = receive_message(container->sync, &byte, 1, MSG_DONTWAIT, &launcher.message);
-    if (result == -EAGAIN)
-        return;
-    if (result < 0) {
+    long result = take_word(container);
+    if (result < 0 && result != -EAGAIN)
         settle_start(container);
-        return;
-    }
-    if (launcher.message.fd_count > 0) {
-        take_fd(container, byte);
-    } else if (container->phase == PHASE_STARTING) {
-        report_progress(container, REPORT_CREATED);
-        container->phase = PHASE_CREATED;
-    }
 }
 
 /* What an init cannot pass on, such as SIGSTOP, arrives as well. */

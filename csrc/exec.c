@@ -85,6 +85,24 @@ static long begin_session(struct child *child)
     return result < 0 ? result : sys(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 }
 
+/* One of the container's own, whatever /dev/pts has become by now: open_terminal() takes a devpts
+ * and nothing else, and every devpts that can be in there is the container's. */
+static long find_terminal(struct child *child)
+{
+    int root = child->target_root > 0 ? child->target_root : AT_FDCWD;
+    long directory, result;
+    if ((child->start->flags & START_TERMINAL) == 0)
+        return 0;
+    directory = open_below(root, child->target_root > 0 ? "dev/pts" : "/dev/pts",
+                           O_PATH | O_DIRECTORY, RESOLVE_NO_SYMLINKS);
+    if (directory < 0)
+        return directory;
+    child->filesystem.request = child->request;
+    result = open_terminal(&child->filesystem, (int)directory);
+    (void)close_fd((int)directory);
+    return result < 0 ? result : take_terminal(child);
+}
+
 static long make_root(long directory)
 {
     long result = directory;
@@ -114,6 +132,7 @@ static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_PID_NAMESPACE, enter_pid_namespace},
     {STEP_SETUP_IDS, become_root_of_namespace},
     {STEP_SESSION, begin_session},
+    {STEP_TERMINAL, find_terminal},
     {STEP_PIVOT, enter_root},
     {STEP_RLIMITS, set_rlimits},
     {STEP_SECCOMP_EARLY, filter_early},

@@ -277,6 +277,10 @@ static long do_row(struct filesystem *fs, const struct row *row)
         return handle_row(fs, row);
     case ROW_ATTRIBUTES:
         return attributes_row(fs, row);
+    case ROW_TERMINAL:
+        return terminal_row(fs, row);
+    case ROW_CONSOLE:
+        return console_row(fs, row);
     default:
         return name_row(fs, row);
     }

@@ -26,11 +26,13 @@ static void run_payload(void *argument)
     struct child *child = &arena->child;
     int32_t pid = (int32_t)sys(__NR_getpid, 0);
     uint8_t byte;
-    long result;
+    long result, taken;
     (void)close_fd(child->meeting[0]); /* our copy: its end is to be the init's */
     result = sys(__NR_write, child->meeting[1], &pid, sizeof pid);
     if (result > 0)
         result = sys(__NR_read, child->meeting[1], &byte, 1);
+    if (result == 1 && (taken = control_terminal(child)) < 0)
+        result = taken;
     child->helper_stack = arena->stack; /* ours is the other one, and the init is a program now */
     if (result == 1)
         run_after(child, STEP_INIT);

@@ -52,13 +52,15 @@ struct filesystem {
     int *trees;           /* detached copies made by the launcher, by source index */
     int mounts[MAX_ROWS]; /* the mount that a row made, for rows that name it as base */
     int32_t row;
-    int mask; /* what masks are copies of; 0: not there yet */
-    int late; /* the file of the ROW_LATE row; 0: there is none */
+    int mask;     /* what masks are copies of; 0: not there yet */
+    int late;     /* the file of the ROW_LATE row; 0: there is none */
+    int terminal; /* 0: there is none */
+    int master;   /* its other end, which is not for the container */
     const struct row *late_row;
 };
 
 /* What a child sends along with an fd. */
-enum child_fd { CHILD_LISTENER = 1, CHILD_PAYLOAD };
+enum child_fd { CHILD_LISTENER = 1, CHILD_PAYLOAD, CHILD_TERMINAL };
 
 struct child {
     const struct request *request;
@@ -148,6 +150,13 @@ long attributes_row(const struct filesystem *fs, const struct row *row);
 
 /* names.c */
 long name_row(struct filesystem *fs, const struct row *row);
+
+/* terminal.c */
+long terminal_row(struct filesystem *fs, const struct row *row);
+long console_row(struct filesystem *fs, const struct row *row);
+long open_terminal(struct filesystem *fs, int directory);
+long take_terminal(struct child *child);
+long control_terminal(const struct child *child);
 
 /* landlock.c */
 long confine(const struct request *request, struct progress *progress);

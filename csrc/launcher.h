@@ -36,6 +36,7 @@ enum step {
     STEP_MOUNT_NAMESPACE,
     STEP_HOSTNAME,
     STEP_FILESYSTEM,    /* the rows (row) */
+    STEP_TERMINAL,      /* the terminal becomes the session's, and its other end goes out */
     STEP_PIVOT,         /* the root becomes /, the old one goes */
     STEP_LOCK_MOUNTS,   /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
     STEP_GATE,          /* created: wait for the word to start */
@@ -82,8 +83,10 @@ enum start_flag {
     START_INIT = 1u << 14,           /* the process runs under a tiny init */
     START_NICE = 1u << 15,
     START_OOM_SCORE = 1u << 16,
-    START_CGROUP = 1u << 17 /* in a control group of its own, in the place of REQUEST_PLACE; not
-                               with START_SHARE_MEMORY: out of memory would end all that share it */
+    START_CGROUP = 1u << 17,  /* in a control group of its own, in the place of REQUEST_PLACE; not
+                                 with START_SHARE_MEMORY: out of memory would end all that share it
+                               */
+    START_TERMINAL = 1u << 18 /* stdio is a terminal of the container's own */
 };
 
 enum row_op {
@@ -98,7 +101,9 @@ enum row_op {
     ROW_OVERLAY,    /* an overlay of what the stage holds; data is its options, for mount(2) */
     ROW_HANDLE,     /* a directory below base, opened, and `source` in the stage a link to its fd */
     ROW_ATTRIBUTES, /* change those of base's mount: clear `mode`, then set `attributes` */
-    ROW_DEVICE      /* a node; where that is forbidden and there is a source, that is bound */
+    ROW_DEVICE,     /* a node; where that is forbidden and there is a source, that is bound */
+    ROW_TERMINAL,   /* open a terminal of the devpts that base made; one row at most */
+    ROW_CONSOLE     /* bind that terminal */
 };
 
 enum row_flag {
@@ -222,9 +227,11 @@ struct start {
     uint64_t permitted;
     uint64_t inheritable;
     uint64_t ambient;
-    uint32_t target;      /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
-    uint32_t new_root;    /* REQUEST_EXEC: string, a directory that becomes /, "": none */
-    struct span settings; /* struct setting, with START_CGROUP */
+    uint32_t target;        /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
+    uint32_t new_root;      /* REQUEST_EXEC: string, a directory that becomes /, "": none */
+    struct span settings;   /* struct setting, with START_CGROUP */
+    uint32_t terminal_rows; /* START_TERMINAL: its size in characters; 0: not known */
+    uint32_t terminal_columns;
 };
 
 /* REQUEST_LEASE. fds: reply channel. Where ranges of host ids for START_LEASE are to be had: byte
@@ -265,7 +272,8 @@ enum report_kind {
     REPORT_EXITED,  /* wait_status and usage; the child is reaped */
     REPORT_LEASED,  /* value: the slot */
     REPORT_LISTENER, /* carries that of the filter, before STARTED */
-    REPORT_PLACED
+    REPORT_PLACED,
+    REPORT_TERMINAL /* carries our end of the terminal; before CREATED and STARTED */
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */

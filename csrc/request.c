@@ -116,7 +116,9 @@ static long check_row(const struct row *rows, uint32_t index, const struct start
                       const uint8_t *bytes, size_t size)
 {
     const struct row *row = &rows[index];
-    if (row->op < ROW_BIND || row->op > ROW_DEVICE)
+    if (row->op < ROW_BIND || row->op > ROW_CONSOLE)
+        return -EINVAL;
+    if (row->op >= ROW_TERMINAL && (start->flags & START_TERMINAL) == 0)
         return -EINVAL;
     if (!base_fits(rows, index, start->root) || (row->op == ROW_OVERLAY && index != start->root) ||
         (row->op == ROW_HANDLE && index >= start->root))
@@ -162,10 +164,11 @@ static int flags_fit(uint64_t flags)
     return (flags & ~(uint64_t)CLONE_NEW_ANY) == 0 && (flags & CLONE_NEWNS) != 0;
 }
 
-/* Who asks for silence would never hear that the container waits at the gate. */
+/* Who asks for silence would never hear that the container waits at the gate, nor get its terminal.
+ */
 static int can_be_answered(uint32_t flags)
 {
-    return (flags & (START_GATE | START_QUIET)) != (START_GATE | START_QUIET);
+    return (flags & START_QUIET) == 0 || (flags & (START_GATE | START_TERMINAL)) == 0;
 }
 
 static int rules_fit(const uint8_t *bytes, struct span span, size_t size)
@@ -252,6 +255,8 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (start->flags & (START_GATE | START_QUIET | START_CGROUP)) /* it joins that of its target */
         return -EINVAL;
+    if (start->flags & START_TERMINAL && (start->clone_flags & CLONE_NEWNS) == 0)
+        return -EINVAL; /* the devpts that it would find is the host's */
     if (start->rows.count != 0 || start->passed.count != 0 ||
         start->source_count != (start->target == 0))
         return -EINVAL;

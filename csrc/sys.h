@@ -63,6 +63,7 @@ enum {
     O_CREAT = 0100,
     O_EXCL = 0200,
     O_NONBLOCK = 04000,
+    O_NOCTTY = 0400,
     O_CLOEXEC = 02000000,
     O_PATH = 010000000,
 #if defined(__aarch64__)
@@ -169,6 +170,13 @@ enum { POLLIN = 1, POLLPRI = 2, POLLHUP = 0x10 };
 enum { SFD_CLOEXEC = 02000000, SFD_NONBLOCK = 04000 };
 enum { SIOCSIFFLAGS = 0x8914, IFF_UP = 1 };
 enum {
+    TIOCSCTTY = 0x540e,
+    TIOCSWINSZ = 0x5414,
+    TIOCSPTLCK = 0x40045431,
+    TIOCGPTPEER = 0x5441,
+    DEVPTS_SUPER_MAGIC = 0x1cd1
+};
+enum {
     STATX_BASIC = 0x7ff,
     STATX_TYPE = 0x1,
     STATX_INO = 0x100,
@@ -233,6 +241,9 @@ struct capability_header {
 };
 struct capability_data {
     uint32_t effective, permitted, inheritable;
+};
+struct window_size {
+    uint16_t rows, columns, unused[2];
 };
 struct pollfd_record {
     int32_t fd;

@@ -305,6 +305,7 @@ TOOLS = {
     "qemu-system-x86_64": Tool(),
     "readelf": Tool(),
     "strace": Tool(),
+    "tmux": Tool(("-V",)),
 }
 
 

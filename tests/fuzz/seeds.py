@@ -44,6 +44,7 @@ CONFIGS = (
 PROCESSES = (
     Process(["true"]),
     Process(["/bin/sh", "-c", "x" * 100], env={"A": "b"}, rlimits=[Rlimit("NOFILE", 1, 2)]),
+    Process(["true"], tty=True, tty_size=(24, 80)),
 )
 
 
@@ -51,7 +52,7 @@ def starts() -> Iterator[bytes]:
     mappings = (IDMapping(0, 65536, 65536),)
     for config in CONFIGS:
         for process in PROCESSES:
-            plan = make_plan(config, process, StartFlag.QUIET)
+            plan = make_plan(config, process, StartFlag(0) if process.tty else StartFlag.QUIET)
             for by_fd in (False, True):
                 sources = [Source(0, 1, 2, True) if row.opened else None for row in plan.rows]
                 yield START + encode_start(plan.request, (mappings, mappings), sources, by_fd=by_fd)

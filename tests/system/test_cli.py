@@ -254,7 +254,7 @@ def test_a_script_whose_interpreter_is_absent_gives_126(tmp_path: Path) -> None:
 
 
 LATER = [
-    *(["--net", "host"], ["--net=bridge"], ["-p", "8080:80"], ["-t"], ["-d"]),
+    *(["--net", "host"], ["--net=bridge"], ["-p", "8080:80"], ["-d"]),
 ]
 
 
@@ -631,7 +631,7 @@ def test_the_status_of_exec_is_that_of_run(pid: str) -> None:
         (["/etc/passwd"], 126),
     ):
         assert cli("exec", pid, "--", *command).returncode == status
-    for arguments in (["name", "--", "true"], ["1", "--", "true"], [pid], ["-t", pid, "--", "sh"]):
+    for arguments in (["name", "--", "true"], ["1", "--", "true"], [pid], ["-d", pid, "--", "sh"]):
         done = cli("exec", *arguments)
         assert (done.returncode, done.stdout) == (125, "")
         assert done.stderr.startswith("container: error: ")

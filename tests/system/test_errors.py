@@ -335,7 +335,6 @@ def test_a_bad_value_is_named(name: str) -> None:
 def test_what_is_not_supported_yet_is_named() -> None:
     for make, field in (
         (lambda: Config(hooks=None), "hooks"),  # type: ignore[call-arg]
-        (lambda: Process(["true"], tty=True), "tty"),  # type: ignore[call-arg]
         (lambda: Namespaces(net="/proc/1/ns/net"), "net"),  # type: ignore[arg-type]
         (lambda: Config(namespaces=Namespaces(pid=False)), "namespaces.pid"),
     ):

@@ -43,7 +43,6 @@ from container import (
     Rlimit,
     State,
     StateError,
-    UnsupportedError,
     _join,
 )
 
@@ -425,7 +424,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a user beyond all": ({"user": 2**32 - 1}, ConfigError, "user"),
     "a relative directory": ({"cwd": "tmp"}, ConfigError, "cwd"),
     "a relative root": ({"root": "tmp"}, ConfigError, "root"),
-    "a terminal": ({"tty": True}, UnsupportedError, "tty"),
     "no capabilities at all": ({"capabilities": ["KILL"]}, ConfigError, "capabilities"),
     "a time before now": ({"timeout": -1}, ConfigError, "timeout"),
     "a variable without a name": ({"env": {"": "x"}}, ConfigError, "env"),

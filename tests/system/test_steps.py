@@ -64,20 +64,10 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     assert list(EVERY_STEP.values()) == list(range(1, len(EVERY_STEP) + 1))
     order = [
         *("rights", "request", "target", "lease", "cgroup", "clone", "id-maps", "oom-score"),
-        *(
-            "sources",
-            "scheduling",
-            "sync",
-            "join",
-            "pid-namespace",
-            "setup-ids",
-            "session",
-            "network",
-            "handover",
-        ),
-        *("mount-namespace", "hostname", "filesystem", "pivot", "lock-mounts", "gate", "rlimits"),
-        *("seccomp-early", "bounding", "ids", "capabilities", "no-new-privs", "cwd", "init"),
-        *("fds", "landlock", "seccomp", "exec"),
+        *("sources", "scheduling", "sync", "join", "pid-namespace", "setup-ids", "session"),
+        *("network", "handover", "mount-namespace", "hostname", "filesystem", "terminal", "pivot"),
+        *("lock-mounts", "gate", "rlimits", "seccomp-early", "bounding", "ids", "capabilities"),
+        *("no-new-privs", "cwd", "init", "fds", "landlock", "seccomp", "exec"),
     ]
     assert list(EVERY_STEP) == order
 
@@ -142,6 +132,7 @@ EXEC_STEPS = [
         "pid-namespace",
         "setup-ids",
         "session",
+        "terminal",
         "pivot",
         "rlimits",
         "seccomp-early",

@@ -58,7 +58,8 @@ ARROWS = {
     "_state": WORDS,
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_top": WORDS | {"_cgroup", "_hierarchy"},
-    "_cli": MIDDLE | {"_top"} | {"_container", "_oneshot", "_doctor", "_exec"},
+    "_terminal": set[str](),
+    "_cli": MIDDLE | {"_top", "_terminal"} | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}

@@ -92,6 +92,7 @@ requests = st.builds(
     gid=word,
     umask=st.integers(0, 0o777),
     map_programs=st.tuples(*[st.just([]) | st.lists(texts, min_size=2, max_size=5)] * 2),
+    terminal_size=st.none() | st.tuples(word, word),
 )
 
 

@@ -437,6 +437,44 @@ def test_without_a_dev_of_ours_there_is_nothing_of_it() -> None:
     assert [line for line in lines if "/dev" in line and "devices" not in line] == []
 
 
+TERMINAL = replace(LEASED, tty=True)
+
+
+def rows_of_terminal(config: Config) -> list[tuple[str, str, str]]:
+    """What each is, the mount that it lies in, and its name there."""
+    rows = plan_rows(config, LAYOUT, TERMINAL)
+    found = [row for row in rows if row.op in (Op.TERMINAL, Op.CONSOLE)]
+    assert all(row.field == "tty" for row in found)
+    return [(row.op.name, place_of(rows, rows[row.base]), row.target) for row in found]
+
+
+def test_a_terminal_is_opened_in_our_own_devpts_and_bound_in_our_own_dev() -> None:
+    assert rows_of_terminal(Config()) == [
+        ("TERMINAL", "/dev/pts", ""),
+        ("CONSOLE", "/dev", "console"),
+    ]
+    assert not [line for line in plan(Config(), LEASED) if "console" in line]
+
+
+def test_the_devpts_of_a_terminal_is_the_last_one_and_never_the_images() -> None:
+    devpts = Mount("devpts", "/dev/pts", type="devpts")
+    mounts = [Mount.tmpfs("/dev"), devpts]
+    config = Config("/srv/root", setup_dev=False, mounts=mounts)
+    assert rows_of_terminal(config) == [
+        ("TERMINAL", "/dev/pts", ""),
+        ("CONSOLE", "/dev", "console"),
+    ]
+    # Where /dev is the image's, what is in there is not touched.
+    config = Config("/srv/root", setup_dev=False, mounts=[devpts])
+    assert rows_of_terminal(config) == [("TERMINAL", "/dev/pts", "")]
+    console = Config(mounts=[Mount.bind("/x", "/dev/console")])
+    assert rows_of_terminal(console) == [("TERMINAL", "/dev/pts", "")]
+    for mounts in ([], [Mount.tmpfs("/dev/pts")], [devpts, Mount.bind("/dev", "/dev")]):
+        with pytest.raises(UnsupportedError) as caught:
+            rows_of_terminal(Config("/srv/root", setup_dev=False, mounts=mounts))
+        assert caught.value.field == "tty"
+
+
 def test_the_hostname_is_in_etc_hosts() -> None:
     lines = plan(Config(hostname="web-1"), LEASED)
     assert "file 0:/etc/hosts 127.0.0.1 localhost|::1 localhost|127.0.1.1 web-1| 644" in lines

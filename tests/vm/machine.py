@@ -56,6 +56,7 @@ PROVIDES_OF_HOST = (
     "nft",
     "readelf",
     "strace",
+    "tmux",
 )
 PROVIDES_SINCE = {"landlock": (6, 2)}
 # A service's cgroup holds the tests themselves, and so can give its children no controller.
