@@ -485,11 +485,11 @@ def is_frozen(path: str | None) -> bool:
         return False
 
 
-def make_directory(name: str, controllers: Iterable[str]) -> str:
-    """A new cgroup in the place for those of containers."""
+def make_directory(name: str, controllers: Iterable[str], within: str | None = None) -> str:
+    """A new cgroup in the place for those of containers, see `find_place`."""
     wanted = tuple(controllers)
     for _ in range(_TRIES):
-        place = find_place(wanted, OPTIONAL)
+        place = find_place(wanted, OPTIONAL, within)
         path = os.path.join(place, name)
         try:
             os.mkdir(path, 0o755)
@@ -520,10 +520,10 @@ class Place:
             remove_tree(self.path)
 
 
-def claim_place(name: str, wanted: Collection[str]) -> Place:
+def claim_place(name: str, wanted: Collection[str], within: str | None = None) -> Place:
     """Make and lock one; what dead launchers have left beside it is removed."""
     for _ in range(_TRIES):
-        path = make_directory(f"{_MARK}{name}", wanted)
+        path = make_directory(f"{_MARK}{name}", wanted, within)
         fd = _lock(path)
         if fd is None:  # taken for a dead one's in between
             continue
@@ -543,9 +543,7 @@ def extend_place(path: str, wanted: Collection[str]) -> None:
     """Give what will be in there more controllers; `ControllerNotEnabledError` names one that is
     not to be had.
     """
-    above = find_place(wanted, OPTIONAL)
-    if above != os.path.dirname(path):
-        raise CgroupError(f"{above!r} has the controllers {', '.join(wanted)}, {path!r} has not")
+    find_place(wanted, OPTIONAL, os.path.dirname(os.path.dirname(path)))
     try:
         enable(path, wanted)
     except OSError as error:

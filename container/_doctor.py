@@ -426,15 +426,19 @@ def _groups(title: str, status: str) -> Check:
 
 def _cgroup() -> Iterator[Check]:
     """Where cgroups of containers can be made, and with which limits: by asking for both."""
-    failure, place = None, ""
     try:
-        place = find_place(())
+        detail, ok = f"containers have theirs in {_probe_place()}", True
     except CgroupError as error:
-        failure = error
-    yield Check("cgroup v2", failure is None, str(failure or f"containers have theirs in {place}"))
-    yield _limits() if failure is None else Check("limits", False, "there is no cgroup for them")
+        detail, ok = str(error), False
+    yield Check("cgroup v2", ok, detail)
+    yield _limits() if ok else Check("limits", False, "there is no cgroup for them")
+
+
+def _probe_place(*controllers: str) -> str:
+    place = find_place(controllers)
     with suppress(OSError):  # somebody uses it
         os.rmdir(place)
+    return place
 
 
 def _limits() -> Check:
@@ -442,7 +446,7 @@ def _limits() -> Check:
     have = []
     for name in ("memory", "cpu", "pids"):
         try:
-            find_place((name,))
+            _probe_place(name)
         except ControllerNotEnabledError as error:
             refused.append(error)
         else:

@@ -130,8 +130,9 @@ def follow(directory: str, child: Child, timeout: float | None) -> Iterator[Cont
     try:
         while True:
             child.receive()
-            yield from _last(child) if child.over else watch.news()
-            if child.over or (deadline is not None and monotonic() >= deadline):
+            over = child.over  # as it is now: another thread may learn of the end meanwhile
+            yield from _last(child) if over else watch.news()
+            if over or (deadline is not None and monotonic() >= deadline):
                 return
             watch.wait(deadline)
     finally:

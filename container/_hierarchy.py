@@ -23,6 +23,7 @@ from container._errors import (
 )
 
 SUBTREE = "container"
+SCOPE = re.compile(r"container-\d+-[0-9a-f]{8}\.scope")  # of the user's systemd, see _systemd.py
 _V1_NAMES = {"io": "blkio"}
 _DENIED = (EACCES, EPERM, EROFS)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -127,8 +128,19 @@ def available(directory: str) -> frozenset[str]:
 
 def subtrees() -> list[str]:
     """Where cgroups of containers can be now, of whoever may be looked at."""
-    found = (os.path.join(each, SUBTREE) for each in _candidates(find_hierarchy()))
+    hierarchy = find_hierarchy()
+    number = os.geteuid()
+    slices = f"{hierarchy.top}/user.slice/user-{number}.slice/user@{number}.service/app.slice"
+    scopes = [f"{slices}/{name}" for name in _names(slices) if SCOPE.fullmatch(name)]
+    found = (os.path.join(each, SUBTREE) for each in (*_candidates(hierarchy), *scopes))
     return [path for path in found if os.path.isdir(path)]
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,22 +175,27 @@ def _try(directory: str, wanted: Collection[str]) -> str | _Refusal:
     return subtree
 
 
-def find_place(wanted: Collection[str], optional: Collection[str] = ()) -> str:
+def find_place(
+    wanted: Collection[str], optional: Collection[str] = (), within: str | None = None
+) -> str:
     """A directory, which is there, whose children have these controllers.
 
-    ``optional`` ones too where that place has them. `ControllerNotEnabledError`
+    ``within`` is a cgroup that is delegated to us, else one is looked for.
+
+    ``optional`` ones too where there is such a place. `ControllerNotEnabledError`
     names who has the controller that is missing.
     """
     hierarchy = find_hierarchy()
+    candidates = _candidates(hierarchy) if within is None else [within]
+    # First where what is optional can be had as well: the next one may not do without it.
     refusals: list[_Refusal] = []
-    for directory in _candidates(hierarchy):
-        extra = set(optional) & available(directory)
-        place = _try(directory, {*wanted, *extra})
-        if not isinstance(place, str) and extra - set(wanted):
-            place = _try(directory, wanted)
-        if isinstance(place, str):
-            return place
-        refusals.append(place)
+    for extra in (set(optional), set[str]()) if optional else (set[str](),):
+        refusals = []
+        for directory in candidates:
+            place = _try(directory, {*wanted, *(extra & available(directory))})
+            if isinstance(place, str):
+                return place
+            refusals.append(place)
     raise _explain(hierarchy, refusals)
 
 
@@ -210,7 +227,10 @@ def _explain(hierarchy: Hierarchy, refusals: list[_Refusal]) -> CgroupError:
 
 
 def _delegation() -> str:
-    return "systemd-run --user --scope -p Delegate=yes PROGRAM starts one with a delegated cgroup"
+    return (
+        "systemd-run --user --scope -p Delegate=yes PROGRAM starts one with a delegated cgroup;"
+        " with pip install 'container[systemd]' the user's systemd is asked for one"
+    )
 
 
 def _last_with(name: str, ancestors: list[str]) -> str:

@@ -29,13 +29,14 @@ from time import monotonic
 from typing import Any, Final
 
 from container import _ids
-from container._cgroup import claim_place, extend_place
+from container._cgroup import Place, claim_place, extend_place
 from container._config import IDMapping
-from container._errors import LaunchError, StateError, UnsupportedError, launch_error
+from container._errors import CgroupError, LaunchError, StateError, UnsupportedError, launch_error
 from container._hints import LAUNCHER_HINT, launcher_hint
 from container._limits import Setting, controllers_of
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
+from container._systemd import make_scope, user_bus
 
 # The plain one: making two of the class above it takes longer than all else that a start does here.
 Socket = _socket.socket
@@ -813,10 +814,23 @@ class Launcher:
                 extend_place(self.place, wanted)
                 self._controllers |= {*wanted}
 
+    def _find_place(self, name: str, wanted: Collection[str]) -> Place:
+        try:
+            return claim_place(name, wanted)
+        except CgroupError as error:
+            if os.geteuid() == 0 or user_bus() is None:
+                raise
+            try:
+                scope = make_scope([self.pid, *_guards_of(self.pid)])
+            except CgroupError as reason:
+                error.add_note(str(reason))
+                raise error from None
+            return claim_place(name, wanted, scope)
+
     def _claim_place(self, wanted: Collection[str]) -> None:
         # Not while a fork copies this process: the lock would outlive the launcher in the copy.
         with _fork_lock:
-            place = claim_place(f"{self.pid}-{os.urandom(4).hex()}", wanted)
+            place = self._find_place(f"{self.pid}-{os.urandom(4).hex()}", wanted)
             try:
                 paths = [os.fsencode(path) + b"\0" for path in (place.path, place.above)]
                 size = ffi.sizeof("struct place")
@@ -1063,6 +1077,13 @@ def _reap_blanks() -> None:
                     pidfd = os.pidfd_open(pid)
                     _reap_adopted(pidfd)
                     os.close(pidfd)
+
+
+def _guards_of(pid: int) -> list[int]:
+    """The launcher's second process, which was not told of yet (csrc/launcher.c)."""
+    with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+        children = list(map(int, file.read().split()))
+    return [child for child in children if _name_and_depth(child)[0] == "container-guard"]
 
 
 def _is_blank(pid: int) -> bool:

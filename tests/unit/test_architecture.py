@@ -24,6 +24,7 @@ LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tre
     "_cgroup",
     "_hierarchy",
     "_limits",
+    "_systemd",
     "_users",
     "_walls",
 }
@@ -40,6 +41,7 @@ ARROWS = {
     "_config": {"_errors", "_capabilities", "_seccomp"},
     **{leaf: WORDS for leaf in LEAVES},
     "_cgroup": WORDS | {"_hierarchy", "_limits"},
+    "_systemd": WORDS | {"_hierarchy"},
     "_rootfs": WORDS | {"_devices", "_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
     "_accounts": DOOR,

@@ -138,6 +138,17 @@ def test_others_use_the_nearest_cgroup_without_processes(
     assert not (Path(scope) / "container").exists()
 
 
+def test_a_place_with_what_is_optional_goes_before_a_nearer_one(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    slice_ = tree.make(".", "memory")
+    scope = tree.make("scope", "memory")
+    tree.say_own("/scope")
+    tree.refused[scope] = OSError(16, "busy")
+    assert _hierarchy.find_place((), ("memory",)) == f"{slice_}/container"
+
+
 def test_what_is_optional_does_not_stand_in_the_way(tree: Tree) -> None:
     top = tree.make(".", "memory")
     assert _hierarchy.find_place((), ("memory", "pids")) == f"{top}/container"
