@@ -236,6 +236,7 @@ static void bind_devices(void)
         strcat(host_path, device_names[i]);
         check(host_path, mknod(target, S_IFREG | 0644, 0));
         check(host_path, mount(host_path, target, NULL, MS_BIND, NULL));
+        check(host_path, mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL));
     }
 }
 

@@ -195,8 +195,10 @@ def run_member(
 
 
 def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None) -> Child:
-    inside = plan.request.flags & StartFlag.FRESH_USER and plan.identity.by_fd
-    pipes = stdio.pipes if inside else 0  # else they are its own as they are
+    flags = plan.request.flags
+    inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
+    # Else they are its own as they are.
+    pipes = stdio.pipes if inside or flags & StartFlag.MAP_BY_PROGRAM else 0
     maps = plan.identity.maps
     return join_process(
         plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline

@@ -414,16 +414,7 @@ def test_a_bad_parameter_is_named(options: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize(
-    ("options", "field"),
-    [
-        ({"memory": "1G"}, "memory"),
-        ({"cpus": 1.5}, "cpus"),
-        ({"pids": 5}, "pids"),
-        ({"network": "host"}, "network"),
-    ],
-)
-def test_what_is_not_there_yet_is_named(options: dict[str, Any], field: str) -> None:
+def test_what_is_not_there_yet_is_named() -> None:
     with pytest.raises(container.UnsupportedError) as caught:
-        container.run(["true"], **options)
-    assert caught.value.field == field
+        container.run(["true"], network="host")
+    assert caught.value.field == "network"
