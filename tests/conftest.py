@@ -21,6 +21,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*names): what the test needs of the machine, see tests/needs.py"
     )
+    # They are many starts of the same kind, or about Python and the launcher more than about
+    # what a kernel does; `.ci/run` leaves them out of its virtual machine, and nothing else does.
+    config.addinivalue_line(
+        "markers", "long: takes long where QEMU emulates, and gains little from another kernel"
+    )
     try:
         config.stash[POLICY] = needs.Policy.from_environment(os.environ)
     except ValueError as error:

@@ -25,7 +25,7 @@ import container
 if TYPE_CHECKING:
     from system.conftest import OrdinaryUser
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 CLI = [sys.executable, "-P", "-m", "container"]
 SECONDS = 30

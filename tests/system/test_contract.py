@@ -21,7 +21,7 @@ import needs
 import pytest
 from system.helpers import PATIENCE, wait_until
 
-pytestmark = pytest.mark.needs("userns", "rootless", "busybox")
+pytestmark = [pytest.mark.needs("userns", "rootless", "busybox"), pytest.mark.long]
 
 
 class AsUser(Protocol):

@@ -20,7 +20,7 @@ from system.helpers import python
 import container
 from container import Config, Container, Mount, Namespaces, Process
 
-pytestmark = pytest.mark.needs("userns", "busybox")
+pytestmark = [pytest.mark.needs("userns", "busybox"), pytest.mark.long]
 
 ROUNDS = 200
 

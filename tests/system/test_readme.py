@@ -101,6 +101,7 @@ def test_the_first_example_prints_what_its_comment_says(tmp_path: Path) -> None:
     assert done.stdout.split("\n")[:2] == comment.split(", ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", parameters(SHELL))
 def test_a_shell_example_runs(block: Block, tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
