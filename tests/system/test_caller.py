@@ -31,7 +31,7 @@ from system.helpers import (
 
 import container
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 
 # Children of the program's own --------------------------------------------------------------------
@@ -90,7 +90,6 @@ def test_statuses_are_right_where_the_program_ignores_sigchld() -> None:
     assert told_of == [4]
 
 
-@pytest.mark.long
 def test_subprocess_and_containers_do_not_mix_up_their_statuses() -> None:
     told_of = caller(
         """
@@ -107,7 +106,6 @@ def test_subprocess_and_containers_do_not_mix_up_their_statuses() -> None:
     assert told_of == [True]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing_runs_containers_in_its_workers(method: str) -> None:
     told_of = caller(
@@ -356,7 +354,6 @@ def test_ctrl_c_ends_the_container_and_leaves_the_launcher() -> None:
         assert process.wait(PATIENCE) == 0
 
 
-@pytest.mark.long
 def test_ctrl_c_at_any_moment_of_a_run_leaves_nothing() -> None:
     # As Ctrl-C, but at a chosen moment: run() takes some milliseconds.
     told_of = caller(
@@ -424,7 +421,6 @@ def test_the_end_of_the_interpreter_is_the_end_of_its_containers(way: str) -> No
     assert errors == ("an error\n" if way == "an error" else "")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("turn", range(6))
 def test_threads_in_run_do_not_hold_up_the_end_of_the_interpreter(turn: int) -> None:
     source = f"""
@@ -479,7 +475,6 @@ def twenty_containers() -> Iterator[tuple[int, int, list[int], list[str]]]:
     assert host_mounts() == before
 
 
-@pytest.mark.long
 def test_nothing_outlives_a_caller_that_was_killed(
     twenty_containers: tuple[int, int, list[int], list[str]],
 ) -> None:
@@ -490,7 +485,6 @@ def test_nothing_outlives_a_caller_that_was_killed(
     assert [processes_in(namespace) for namespace in namespaces] == [[]] * 15
 
 
-@pytest.mark.long
 def test_nothing_outlives_a_launcher_that_was_killed(
     twenty_containers: tuple[int, int, list[int], list[str]],
 ) -> None:
@@ -558,7 +552,6 @@ def test_the_death_of_the_launcher_is_told_and_another_takes_over() -> None:
     assert told_of == [True, True, True, "stopped", "again\n", True]
 
 
-@pytest.mark.long
 def test_starts_go_on_while_launchers_are_killed() -> None:
     results, kills = caller(
         """
@@ -642,7 +635,6 @@ with ThreadPoolExecutor(8) as pool:
 """
 
 
-@pytest.mark.long
 def test_200_runs_of_8_threads_of_a_big_program_are_right_and_leave_nothing() -> None:
     if find_spec("numpy") is None:  # an import would leave its threads here
         pytest.skip("numpy is not installed")

@@ -36,7 +36,7 @@ from container._join import Host, Manner, run_member
 from container._launcher import drop_blanks, launcher_pid
 from container._process import CaptureLimits
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 AsUser = Callable[..., Any]
 IDLE = Process(["sleep", "1000"])
@@ -63,7 +63,6 @@ def finish(process: ExecProcess) -> tuple[int, bytes]:
 # Many threads -------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 def test_sixteen_threads_run_a_thousand_commands_in_one_container() -> None:
     wrong: list[object] = []
 
@@ -122,7 +121,6 @@ def race(turn: int) -> str:
         return "killed" if status else "ended"
 
 
-@pytest.mark.long
 def test_a_command_that_races_with_the_end_of_its_container_never_runs_elsewhere() -> None:
     went = [race(turn) for turn in range(500)]
     assert set(went) <= {"refused", "killed", "ended"}
@@ -325,7 +323,6 @@ print(json.dumps(found), flush=True)
 """
 
 
-@pytest.mark.long
 def test_a_newcomer_never_shows_the_mounts_and_the_network_of_the_host() -> None:
     found = spied_on(Config(), program=READER)
     assert found["foreign"] == []
@@ -440,7 +437,6 @@ def test_no_command_goes_without_the_label_of_its_container(field: str, config: 
 # A flood ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("keep", ["head", "tail"])
 def test_a_flood_of_output_does_not_grow_the_caller(keep: str) -> None:
     told = caller(
@@ -512,7 +508,6 @@ def as_ordinary() -> None:
         print(json.dumps([os.getuid(), told]))
 
 
-@pytest.mark.long
 @pytest.mark.needs("rootless")
 def test_an_ordinary_user_runs_commands_as_well(as_user: AsUser) -> None:
     done = as_user(as_ordinary)
@@ -525,7 +520,6 @@ def test_an_ordinary_user_runs_commands_as_well(as_user: AsUser) -> None:
     assert (same, err, codes) == (True, "", [3] * 100)
 
 
-@pytest.mark.long
 @pytest.mark.needs("rootless")
 def test_the_container_of_an_ordinary_user_sees_nothing_of_its_launcher(as_user: AsUser) -> None:
     done = as_user(
@@ -555,7 +549,6 @@ with Container(Config(capabilities=Capabilities.all())) as box:
     assert min(found["hidden"], found["seen"], found["traced"]) > 30
 
 
-@pytest.mark.long
 @pytest.mark.needs("rootless")
 def test_an_ordinary_users_commands_race_with_the_end_of_the_container(as_user: AsUser) -> None:
     done = as_user(

@@ -31,7 +31,7 @@ from container import (
     UnsupportedError,
 )
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 as_root = pytest.mark.needs("root", "idmap")
 

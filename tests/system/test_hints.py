@@ -21,7 +21,7 @@ from container import LaunchError, _hints
 if TYPE_CHECKING:
     from system.conftest import OrdinaryUser
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 TELL = """
 try:

@@ -27,7 +27,7 @@ from container import (
     Namespaces,
 )
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 as_root = pytest.mark.needs("root", "idmap")
 
@@ -458,7 +458,6 @@ def test_paths_may_be_as_long_as_the_kernel_takes(tmp_path: Path) -> None:
     assert found == ["file"]
 
 
-@pytest.mark.long
 def test_two_hundred_binds_are_no_trouble(who: Identity) -> None:
     for number in range(200):
         (who.home / f"source{number}").mkdir()

@@ -13,7 +13,7 @@ from system.conftest import Identity
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs/nested.md"
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 # What the innermost one tells, and every one around it passes on.
 NEST = """

@@ -18,7 +18,7 @@ import container
 from container import PIPE, Config, Container, Mount, Namespaces, Process
 from container._launcher import launcher_pid
 
-pytestmark = pytest.mark.needs("userns", "root")
+pytestmark = [pytest.mark.needs("userns", "root"), pytest.mark.long]
 
 # Attacks the children of a launcher, which /host shows, and counts who is in its own /proc.
 SPY = """

@@ -18,7 +18,7 @@ import pytest
 from system.conftest import make_root, open_directory
 from system.helpers import PATIENCE
 
-pytestmark = pytest.mark.needs("userns", "root")
+pytestmark = [pytest.mark.needs("userns", "root"), pytest.mark.long]
 
 WORKER = needs.ORDINARY_ID
 FIRST, SIZE = 200_000, 65_536

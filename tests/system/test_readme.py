@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 TREE = Path(__file__).resolve().parents[2]
 SECONDS = 50
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from system.helpers import ORDINARY_ID, caller
 
-pytestmark = pytest.mark.needs("root", "userns", "idmap")
+pytestmark = [pytest.mark.needs("root", "userns", "idmap"), pytest.mark.long]
 
 # The root directory is one that everybody can reach, as the interpreter's may not be.
 COMMON = f"""

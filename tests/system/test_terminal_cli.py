@@ -25,7 +25,7 @@ from system.helpers import INTERVAL, PATIENCE, wait_until
 from container import Container, Process
 from container._terminal import CallersTerminal
 
-pytestmark = pytest.mark.needs("userns", "tmux")
+pytestmark = [pytest.mark.needs("userns", "tmux"), pytest.mark.long]
 
 CLI = f"{shlex.quote(sys.executable)} -P -m container"
 PROMPT = "outer> "
