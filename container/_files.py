@@ -24,6 +24,7 @@ from container._config import IDMapping, StrPath
 from container._errors import ConfigError, StateError, UnsupportedError
 from container._launcher import (
     Child,
+    above_stdio,
     create_below,
     file_system_type,
     make_directory,
@@ -94,9 +95,14 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def _open(path: str, flags: int, mode: int = 0o777, *, directory: int | None = None) -> int:
+    """Not as one of the fds 0 to 2, which a container may be given, should they be closed here."""
+    return above_stdio(os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=directory))
+
+
 def _reopen(fd: int, flags: int) -> int:
     """An O_PATH fd's file, opened: the very same one."""
-    return os.open(f"/proc/self/fd/{fd}", flags | _FD_FLAGS)
+    return _open(f"/proc/self/fd/{fd}", flags | _FD_FLAGS)
 
 
 def _check_kind(status: os.stat_result, path: str) -> None:
@@ -112,7 +118,7 @@ class Host:
     """The caller's files, with the caller's rights."""
 
     def find(self, path: str) -> int:
-        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+        return _open(path, os.O_PATH)
 
     def empty(self, fd: int, path: str) -> int:
         status = os.fstat(fd)
@@ -121,7 +127,7 @@ class Host:
         return _reopen(fd, os.O_WRONLY | os.O_TRUNC)
 
     def look(self, directory: int, name: str) -> int:
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        return _open(name, os.O_PATH | os.O_NOFOLLOW, directory=directory)
 
     def read(self, fd: int, path: str) -> int:
         return _reopen(fd, os.O_RDONLY)
@@ -130,7 +136,7 @@ class Host:
         flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL | _FD_FLAGS
         for _ in range(_TRIES):
             with suppress(FileExistsError):
-                return os.open(name, flags, mode, dir_fd=directory)
+                return _open(name, flags, mode, directory=directory)
             with suppress(FileNotFoundError), _closing(self.look(directory, name)) as found:
                 return self.empty(found, name)
         raise _error(errno.EEXIST, name)
@@ -158,7 +164,7 @@ class Inside:
 
     def find(self, path: str) -> int:
         """An O_PATH fd of what a path leads to, links followed as the container would."""
-        walk = _Walk(self, path, [os.dup(self.root)], path.split("/")[::-1])
+        walk = _Walk(self, path, [above_stdio(os.dup(self.root))], path.split("/")[::-1])
         try:
             return walk.run()
         except OSError as error:
@@ -176,7 +182,7 @@ class Inside:
 
     def look(self, directory: int, name: str) -> int:
         self._check(directory, _SEARCH, name)
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        return _open(name, os.O_PATH | os.O_NOFOLLOW, directory=directory)
 
     def empty(self, fd: int, path: str) -> int:
         self._check(fd, _WRITE, path)
@@ -273,7 +279,7 @@ class _Walk:
     def _step(self, name: str) -> None:
         if len(self.way) > _DEEPEST:
             raise UnsupportedError(f"{self.path!r} is more than {_DEEPEST} directories deep")
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.way[-1])
+        fd = _open(name, os.O_PATH | os.O_NOFOLLOW, directory=self.way[-1])
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             self.way.append(fd)
             return
@@ -300,7 +306,7 @@ def enter(child: Child, name: str) -> Iterator[Inside]:
     if pid is None or pidfd is None or child.over:
         raise StateError(f"container {name} has ended: its files are gone")
     try:
-        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = _open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
     except PermissionError:
         raise StateError(
             f"the files of container {name} cannot be reached: it has not been started, or runs a"
@@ -328,7 +334,7 @@ def enter(child: Child, name: str) -> Iterator[Inside]:
 
 
 def copy_in(inside: Inside, source: str, target: str) -> None:
-    with _closing(os.open(source, os.O_PATH | os.O_CLOEXEC)) as found:
+    with _closing(_open(source, os.O_PATH)) as found:
         name = os.path.basename(os.path.abspath(source))
         _Copy(Host(), inside).to_path(found, source, name, target)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from system.conftest import Identity
-from system.helpers import python, tree
+from system.helpers import caller, python, tree
 
 import container
 from container import (
@@ -584,6 +584,28 @@ def test_nothing_is_made_for_a_first_process_that_left_its_ids(tmp_path: Path) -
         with pytest.raises(StateError, match="no ids"):
             run.box.open_file("/data/file", "w")
         assert os.listdir(tmp_path) == []
+
+
+def test_no_file_takes_the_place_of_a_standard_stream_that_is_closed() -> None:
+    told = caller(
+        """
+        box = Container()
+        box.run(Process(["sleep", "1000"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL))
+        errors = os.dup(2)
+        os.close(0)
+        os.close(2)
+        made = box.open_file("/tmp/file", "x")
+        read = box.open_file("/tmp/file")
+        numbers = [made.fileno(), read.fileno()]
+        made.close()
+        read.close()
+        os.dup2(errors, 2)
+        os.open("/dev/null", os.O_RDONLY)
+        box.destroy()
+        tell(min(numbers) > 2)
+        """
+    )
+    assert told == [True]
 
 
 def test_many_threads_may_copy_at_once(box: Container, tmp_path: Path) -> None:
