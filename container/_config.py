@@ -812,9 +812,10 @@ class Landlock(_Checked):
     """What the program and its children may do with files, beside all that their ids allow.
 
     Below the paths of ``read``, absolute and inside the container, they may read and execute,
-    below those of ``write`` also change and make files, and elsewhere nothing; landlock(7). Needs
-    Linux 6.2. What only shows that a file exists (stat(2), say) is not restricted, nor is an
-    open file or directory.
+    below those of ``write`` also change and make files, and elsewhere nothing; landlock(7). Links
+    in these are followed, but not into another mount than the path names. Needs Linux 6.2. What
+    only shows that a file exists (stat(2), say) is not restricted, nor is an open file or
+    directory.
     """
 
     read: Annotated[Sequence[StrPath], _sequence(_absolute, most=_MAX_RULES)] = ()

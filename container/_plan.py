@@ -8,7 +8,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from errno import E2BIG, EACCES, EDQUOT, EINVAL, ENOEXEC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE
+from errno import E2BIG, EACCES, EDQUOT, EINVAL, ENOEXEC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, EXDEV
 from functools import lru_cache
 from typing import Self, cast
 
@@ -245,7 +245,7 @@ def _lay_foundation(
         ambient=to_mask(capabilities.ambient),
         filter=seccomp.program,
         filter_flags=seccomp.flags,
-        rules=landlock_rules(config),
+        rules=landlock_rules(config, host_layout(caller.euid).links),
         handled_access=ALL_ACCESS if config.landlock is not None else 0,
         settings=settings_of(config.resources) if config.resources is not None else (),
     )
@@ -529,6 +529,7 @@ def _program(failure: Failure, request: StartRequest) -> str:
 
 _HINTS = {
     ("landlock", ENOSYS): "this kernel has no Landlock",
+    ("landlock", EXDEV): "a link leads into another mount: name the place that it leads to",
     ("landlock", EOPNOTSUPP): "Landlock is off, or older than Linux 6.2, which lets files be cut",
     ("exec", ENOEXEC): "made for another architecture, or a script without '#!'",
     ("exec", E2BIG): "arguments and environment are larger than execve(2) takes",

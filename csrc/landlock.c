@@ -33,12 +33,64 @@ static long known_access(uint64_t asked)
     return (long)(version < 5 ? asked & ~(uint64_t)IOCTL_DEVICE : asked);
 }
 
-static long add_rule(int ruleset, const char *path, uint64_t access)
+static long find_mount(int fd, uint64_t *ret_mount)
+{
+    struct statx_record file;
+    long result = sys(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &file);
+    if (result == 0)
+        *ret_mount = file.mount_id;
+    return result;
+}
+
+/* As much of an absolute path as has no link in it. */
+static long open_unlinked(char *path)
+{
+    size_t end = 0;
+    long fd = -ELOOP;
+    while (path[end] != 0)
+        end++;
+    while (fd == -ELOOP && end > 1) {
+        char saved;
+        end = component_start(path, end);
+        while (end > 1 && path[end - 1] == '/')
+            end--;
+        saved = path[end];
+        path[end] = 0;
+        fd = open_below(AT_FDCWD, path, O_PATH, RESOLVE_NO_SYMLINKS);
+        path[end] = saved;
+    }
+    return fd;
+}
+
+/* An image may have a link anywhere. But what is mounted beside it is not its own: no link of the
+ * image's opens that, when the rule does not name it. */
+static long open_linked(char *path)
+{
+    uint64_t named = 0, found = 0;
+    long result, fd = open_unlinked(path);
+    if (fd < 0)
+        return fd;
+    result = find_mount((int)fd, &named);
+    (void)close_fd((int)fd);
+    fd = result < 0 ? result : open_below(AT_FDCWD, path, O_PATH, 0);
+    if (fd < 0)
+        return fd;
+    result = find_mount((int)fd, &found);
+    if (result == 0 && named != found)
+        result = -EXDEV;
+    if (result < 0)
+        (void)close_fd((int)fd);
+    return result < 0 ? result : fd;
+}
+
+static long add_rule(int ruleset, char *path, uint64_t access)
 {
     struct statx_record file;
     struct path_rule rule;
     long result;
-    long fd = open_below(AT_FDCWD, path, O_PATH, 0);
+    long fd = open_below(AT_FDCWD, path, O_PATH, RESOLVE_NO_SYMLINKS);
+    if (fd == -ELOOP)
+        fd = open_linked(path);
     if (fd < 0)
         return fd;
     result = sys(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &file);
@@ -56,8 +108,8 @@ static long add_rules(const struct request *request, struct progress *progress, 
 {
     const struct rule *rules = span_at(request->bytes, request->start->rules);
     for (uint32_t i = 0; i < request->start->rules.count; i++) {
-        long result =
-            add_rule(ruleset, string_at(request->bytes, rules[i].path), rules[i].access & access);
+        char *path = (char *)(request->bytes + rules[i].path);
+        long result = add_rule(ruleset, path, rules[i].access & access);
         if (result < 0) {
             progress->row = (int32_t)i;
             return result;

@@ -42,6 +42,7 @@ enum {
     EINVAL = 22,
     EPIPE = 32,
     ENOSYS = 38,
+    ELOOP = 40,
     EOPNOTSUPP = 95,
     ESTALE = 116
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from system.helpers import attempt, lines
@@ -84,6 +85,38 @@ def test_a_path_that_is_not_there_is_named(path: str, number: int) -> None:
         container.run(["true"], config=Config(landlock=Landlock(write=["/tmp", path])))
     assert (caught.value.step, caught.value.errno) == ("landlock", number)
     assert caught.value.filename == path
+
+
+@pytest.mark.parametrize("link", ["/data", "../data", "to", "../proc/../data/"])
+def test_no_link_of_an_image_opens_what_is_mounted_beside_it(
+    fresh_root: Path, tmp_path: Path, link: str
+) -> None:
+    (tmp_path / "decoy").mkdir()
+    (fresh_root / "tmp").rmdir()
+    (fresh_root / "tmp").symlink_to(link)
+    (fresh_root / "to").symlink_to("data")
+    mounts = [Mount.bind(tmp_path, "/data")]
+    for rules in (Landlock(write=["/tmp"]), Landlock(read=["/tmp/decoy"])):
+        with pytest.raises(LaunchError) as caught:
+            container.run(["true"], config=Config(root=fresh_root, mounts=mounts, landlock=rules))
+        assert (caught.value.step, caught.value.errno) == ("landlock", errno.EXDEV)
+
+
+def test_links_within_a_mount_are_followed(fresh_root: Path, tmp_path: Path) -> None:
+    (fresh_root / "usr").mkdir()
+    (fresh_root / "bin").rename(fresh_root / "usr/bin")
+    (fresh_root / "bin").symlink_to("usr/bin")
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "link").symlink_to("dir")
+    config = Config(
+        root=fresh_root,
+        mounts=[Mount.bind(tmp_path, "/data")],
+        landlock=Landlock(read=["/bin"], write=["/data/link/"]),
+    )
+    script = "echo x > /data/dir/new && cat /data/link/new; echo x > /data/beside"
+    result = attempt(script, config=config)
+    assert result.stdout == "x\n"
+    assert result.stderr.lower().count("denied") == 1
 
 
 def test_nothing_of_it_stays_open() -> None:

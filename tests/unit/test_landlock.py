@@ -21,6 +21,17 @@ def test_paths_become_rules_in_their_order() -> None:
     assert landlock_rules(Config(landlock=Landlock())) == ()
 
 
+def test_links_at_the_top_of_a_host_root_are_followed_beforehand() -> None:
+    links = (("bin", "usr/bin"), ("lib", "/usr/lib"))
+    landlock = Landlock(read=["/bin", "//lib/x/", "/library", "/usr/bin"], write=["/bin/"])
+    paths = [path for path, _ in landlock_rules(Config(landlock=landlock), links)]
+    assert paths == ["/usr/bin", "/usr/lib/x/", "/library", "/usr/bin", "/usr/bin/"]
+    image = Config(root="/image", landlock=landlock)
+    assert [path for path, _ in landlock_rules(image, links)] == [
+        *(str(path) for path in (*landlock.read, *landlock.write))
+    ]
+
+
 def test_reading_is_no_writing() -> None:
     # execute, read_file, read_dir of include/uapi/linux/landlock.h
     assert READ_ACCESS == 0b1101
