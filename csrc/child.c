@@ -43,8 +43,8 @@ static void insert_sorted(int *fds, uint32_t count, int fd)
 
 long close_all_but_own(const struct child *child)
 {
-    const int others[] = {child->filesystem.late, child->target, child->target_root, child->status,
-                          child->program};
+    const int others[] = {child->filesystem.late, child->target,  child->target_root,
+                          child->status,          child->program, child->cgroup};
     int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0] + MAX_PASSED] = {child->sync};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
@@ -587,6 +587,7 @@ void prepare_child(struct child *child, struct arena *arena)
     child->filesystem.late = 0;
     child->status = 0;
     child->program = 0;
+    child->cgroup = 0;
     child->passed_count = 0;
     child->filesystem.terminal = 0;
     child->filesystem.master = 0;

@@ -8,11 +8,13 @@
  *
  * A PID namespace is for children only. So a first child joins everything, makes a process that
  * goes on in its place, as a child of the launcher's (CLONE_PARENT), and ends; the launcher sleeps
- * meanwhile. It would be quicker if the launcher, where it may, entered the PID namespace for a
- * moment and its child were born inside. But that child would be seen there before it has joined
- * the rest, and /proc/PID/mountinfo and /proc/PID/net, which everybody may read, would show the
- * host's. What the container sees is in its own namespaces and not dumpable, from birth to execve:
- * its memory belongs to a user namespace outside, where no capability of the container counts.
+ * meanwhile. The first child stays out of the container's control group: frozen in there, or short
+ * of processors or memory that the container uses up, it would keep everybody waiting. It would be
+ * quicker if the launcher, where it may, entered the PID namespace for a moment and its child were
+ * born inside. But that child would be seen there before it has joined the rest, and
+ * /proc/PID/mountinfo and /proc/PID/net, which everybody may read, would show the host's. What the
+ * container sees is in its own namespaces and not dumpable, from birth to execve: its memory
+ * belongs to a user namespace outside, where no capability of the container counts.
  *
  * From EXEC_SEQUENCE's STEP_SESSION on the steps are those of a container's first process, one by
  * one. What dies on the way was killed by the kernel, with its PID namespace, or is killed by us.
@@ -53,9 +55,8 @@ static long set_own_oom_score(struct child *child)
 /* Root and working directory become those of the mount namespace. */
 static long join_namespaces(struct child *child)
 {
-    if (child->join == 0)
-        return 0; /* the PID namespace alone */
-    return sys(__NR_setns, child->target, child->join);
+    uint64_t join = child->join & ~(uint64_t)CLONE_NEWCGROUP; /* see join_cgroup_namespace() */
+    return join == 0 ? 0 : sys(__NR_setns, child->target, join);
 }
 
 static void run_successor(void *arena);
@@ -67,14 +68,26 @@ static long enter_pid_namespace(struct child *child)
         (struct arena *)(void *)((uint8_t *)child - offsetof(struct arena, child));
     /* Its pid is written before it runs, or its end could be missed. */
     struct clone_args args = {.flags = CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID,
-                              .parent_tid = (uint64_t)(uintptr_t)&child->successor};
+                              .parent_tid = (uint64_t)(uintptr_t)&child->successor,
+                              .cgroup = (uint64_t)child->cgroup};
     long result;
     if ((child->join & CLONE_NEWPID) == 0)
         return 0;
+    if (child->cgroup > 0)
+        args.flags |= CLONE_INTO_CGROUP;
     result = clone_onto(&args, arena->stack, STACK_SIZE, run_successor, arena);
     if (result < 0)
         return result;
     exit_process(0);
+}
+
+/* In there already, or a mount with nsdelegate would not let us in. */
+static long join_cgroup_namespace(struct child *child)
+{
+    if (child->cgroup > 0)
+        (void)close_fd(child->cgroup); /* the host's */
+    child->cgroup = 0;
+    return child->join & CLONE_NEWCGROUP ? sys(__NR_setns, child->target, CLONE_NEWCGROUP) : 0;
 }
 
 /* Orphans of what the command starts become its children, until it ends: so that who ends it in
@@ -130,6 +143,7 @@ static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_SCHEDULING, set_own_scheduling},
     {STEP_JOIN, join_namespaces},
     {STEP_PID_NAMESPACE, enter_pid_namespace},
+    {STEP_PID_NAMESPACE, join_cgroup_namespace},
     {STEP_SETUP_IDS, become_root_of_namespace},
     {STEP_SESSION, begin_session},
     {STEP_TERMINAL, find_terminal},
@@ -212,6 +226,9 @@ static long clone_and_join(struct container *container, struct clone_args *args)
 {
     args->flags |= CLONE_PIDFD;
     args->pidfd = (uint64_t)(uintptr_t)&container->pidfd;
+    if (container->arena->child.cgroup > 0)
+        args->flags |= CLONE_INTO_CGROUP;
+    args->cgroup = (uint64_t)container->arena->child.cgroup;
     return clone_onto(args, container->arena->stack, STACK_SIZE, run_exec, container->arena);
 }
 
@@ -247,12 +264,10 @@ static long clone_member(struct container *container, struct progress *progress)
     const struct start *start = container->arena->request.start;
     const struct container *owner = find_container(start->target);
     struct clone_args args = {.exit_signal = SIGCHLD};
-    if (owner != NULL && owner->cgroup > 0) {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = (uint64_t)owner->cgroup;
-    } else if (may_share_memory(start)) {
+    struct child *child = &container->arena->child;
+    child->cgroup = owner == NULL ? 0 : owner->cgroup;
+    if (child->cgroup == 0 && may_share_memory(start))
         args.flags |= CLONE_VM;
-    }
     return start->clone_flags & CLONE_NEWPID ? clone_and_move(container, progress, &args)
                                              : clone_and_join(container, &args);
 }

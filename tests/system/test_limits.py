@@ -27,8 +27,10 @@ from container import (
     Config,
     ConfigError,
     Container,
+    ContainerTimeoutError,
     ControllerNotEnabledError,
     CPUResources,
+    ExecConfig,
     LaunchError,
     MemoryResources,
     PidsResources,
@@ -236,6 +238,38 @@ def test_pause_stops_the_clock_and_resume_goes_on(spinning: Container) -> None:
     await_that(lambda: clock(spinning) > before)
     with pytest.raises(StateError, match="running"):
         spinning.resume()
+
+
+def test_a_command_that_meets_a_pause_keeps_nobody_else_waiting(
+    spinning: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spinning.pause()
+    # As for one that has looked a moment before.
+    monkeypatch.setattr(Container, "_state", lambda *_: State.RUNNING)
+    thrown: list[BaseException] = []
+
+    def meet() -> None:
+        try:
+            spinning.exec(ExecConfig(["true"], timeout=1))
+        except BaseException as error:
+            thrown.append(error)
+
+    thread = threading.Thread(target=meet)
+    thread.start()
+    while thread.is_alive():
+        assert container.run(["true"]).returncode == 0
+    assert isinstance(thrown[0], ContainerTimeoutError)
+    group = cgroup_of(spinning.pid)
+    await_that(lambda: (group / "cgroup.procs").read_text().split() == [str(spinning.pid)])
+    monkeypatch.undo()
+    spinning.resume()
+    process = spinning.exec(["sh", "-c", "grep ^0:: /proc/self/cgroup; sleep 1000"], text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0::/\n"
+    assert cgroup_of(process.pid) == group
+    process.kill()
+    with process:
+        pass
 
 
 @pytest.mark.parametrize("end", ["destroy", "stop", "signal"])
