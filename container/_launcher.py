@@ -129,6 +129,7 @@ class Base:
     rules: Sequence[tuple[str, int]] = ()  # of Landlock: path, LANDLOCK_ACCESS_FS_*
     handled_access: int = 0
     settings: tuple[Setting, ...] = ()  # of the control group, with StartFlag.CGROUP
+    devices: bytes = b""  # struct bpf_insn[], likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +282,9 @@ def encode_start(
     rules_at = filter_at + len(base.filter)
     settings = base.settings if request.join is None else ()
     settings_at = rules_at + len(base.rules) * ffi.sizeof("struct rule")
-    vectors_at = settings_at + len(settings) * ffi.sizeof("struct setting")
+    devices = base.devices if request.join is None else b""
+    devices_at = settings_at + len(settings) * ffi.sizeof("struct setting")
+    vectors_at = devices_at + len(devices)
     vectors = [request.args, request.env, *filter(None, request.map_programs)]
     numbers_at = vectors_at + 8 * sum(len(each) + 1 for each in vectors)
     passed_at = numbers_at + 4 * (len(request.programs) + len(request.groups))
@@ -337,6 +340,7 @@ def encode_start(
             *((rules_at, len(base.rules)), base.handled_access),
             *(base.bounding, effective, permitted, base.inheritable, base.ambient),
             *(join.serial, new_root, (settings_at, len(settings))),
+            (devices_at, len(devices) // 8),
             *(request.terminal_size or (0, 0)),
         ),
     )
@@ -349,6 +353,7 @@ def encode_start(
             base.filter,
             bytes(ffi.buffer(rules)),
             bytes(ffi.buffer(limits_of_cgroup)),
+            devices,
             array("Q", strings).tobytes(),
             array("I", numbers).tobytes(),
             *blob.parts,

@@ -16,6 +16,7 @@ from container import _ids
 from container._accounts import look_up
 from container._capabilities import Capability, to_mask
 from container._config import RLIMITS, Config, HostRoot, Namespaces, Overlay, Process
+from container._device_rules import compile_rules, rules_of
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._hierarchy import find_hierarchy, is_delegation_boundary
@@ -248,8 +249,15 @@ def _lay_foundation(
         rules=landlock_rules(config, host_layout(caller.euid).links),
         handled_access=ALL_ACCESS if config.landlock is not None else 0,
         settings=settings_of(config.resources) if config.resources is not None else (),
+        devices=_device_program(config),
     )
     return _Foundation(base, identity)
+
+
+def _device_program(config: Config) -> bytes:
+    if config.resources is None or config.namespaces.user:
+        return b""
+    return compile_rules(rules_of(config))
 
 
 def _require_binding_limits(config: Config, identity: Identity) -> None:
@@ -509,6 +517,8 @@ def explain(failure: Failure, plan: Plan) -> LaunchError:
     elif failure.step == "landlock" and 0 <= failure.row < len(request.base.rules):
         path = request.base.rules[failure.row][0]
         detail = f"cannot make a rule for {path!r}"
+    elif failure.step == "cgroup" and failure.row == len(request.base.settings):
+        detail = "cannot limit the devices of the control group by an eBPF program"
     elif failure.step == "cgroup" and 0 <= failure.row < len(request.base.settings):
         setting = request.base.settings[failure.row]
         detail = f"cannot limit resources.{setting.field}: {setting.file} = {setting.value!r}"

@@ -140,22 +140,50 @@ long make_cgroup(struct container *container)
     return result;
 }
 
+/* Attached, it goes with the control group. */
+static long limit_devices(const struct container *container)
+{
+    const struct request *request = &container->arena->request;
+    const struct span code = request->start->devices;
+    struct bpf_load load = {.type = BPF_PROG_TYPE_CGROUP_DEVICE,
+                            .count = code.count,
+                            .code = (uint64_t)(uintptr_t)span_at(request->bytes, code),
+                            .license = (uint64_t)(uintptr_t) "Apache-2.0"};
+    struct bpf_attach attach = {.target = (uint32_t)container->cgroup,
+                                .type = BPF_CGROUP_DEVICE,
+                                .flags = BPF_F_ALLOW_MULTI};
+    long program, result;
+    if (code.count == 0)
+        return 0;
+    program = sys(__NR_bpf, BPF_PROG_LOAD, &load, sizeof load);
+    if (program < 0)
+        return program;
+    attach.program = (uint32_t)program;
+    result = sys(__NR_bpf, BPF_PROG_ATTACH, &attach, sizeof attach);
+    (void)close_fd((int)program);
+    return result < 0 ? result : 0;
+}
+
 long limit_cgroup(struct container *container, struct progress *progress)
 {
     const struct request *request = &container->arena->request;
     const struct setting *settings = span_at(request->bytes, request->start->settings);
+    long result = 0;
     progress->step = STEP_CGROUP;
     for (uint32_t i = 0; i < request->start->settings.count; i++) {
-        long result = write_file(container->cgroup, string_at(request->bytes, settings[i].file),
-                                 string_at(request->bytes, settings[i].value));
+        result = write_file(container->cgroup, string_at(request->bytes, settings[i].file),
+                            string_at(request->bytes, settings[i].value));
         if (result == -ENOENT && settings[i].optional)
             continue;
         progress->row = (int32_t)i;
         if (result < 0)
             return result;
     }
-    progress->row = -1;
-    return 0;
+    progress->row = (int32_t)request->start->settings.count;
+    result = limit_devices(container);
+    if (result == 0)
+        progress->row = -1;
+    return result;
 }
 
 /* Those of the container that it is or, an exec, was brought into. */
@@ -169,13 +197,12 @@ static int find_cgroup(const struct container *container)
 void read_cgroup(const struct container *container, struct report *report)
 {
     int directory = find_cgroup(container);
-    report->memory_peak = report->pids_peak = report->oom_kills = report->own_ooms = ~0ull;
+    report->memory_peak = report->pids_peak = report->oom_kills = ~0ull;
     if (directory <= 0)
         return;
     report->memory_peak = read_number(directory, "memory.peak", "");
     report->pids_peak = read_number(directory, "pids.peak", "");
     report->oom_kills = read_number(directory, "memory.events", "oom_kill ");
-    report->own_ooms = read_number(directory, "memory.events.local", "oom ");
 }
 
 /* Whether there is none (any more). */

@@ -185,7 +185,9 @@ static void report_exit(struct container *container, uint32_t status,
     };
     close_fds(&container->status, 1);
     read_cgroup(container, &report);
-    (void)remove_cgroup(container); /* before anybody is told; what is left waits for its end */
+    /* Who ends a container finds nothing left; run() need not wait for that. */
+    if ((container->flags & START_QUIET) == 0)
+        (void)remove_cgroup(container); /* if it is not empty, free_container() waits for that */
     send_report(container->channel, &report, -1);
 }
 

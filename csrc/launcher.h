@@ -230,6 +230,7 @@ struct start {
     uint32_t target;        /* REQUEST_EXEC: the serial of a container, or 0: that of the pidfd */
     uint32_t new_root;      /* REQUEST_EXEC: string, a directory that becomes /, "": none */
     struct span settings;   /* struct setting, with START_CGROUP */
+    struct span devices;    /* struct bpf_insn, likewise: which devices may be opened; none: all */
     uint32_t terminal_rows; /* START_TERMINAL: its size in characters; 0: not known */
     uint32_t terminal_columns;
 };
@@ -293,7 +294,6 @@ struct report {
     uint64_t memory_peak; /* bytes */
     uint64_t pids_peak;
     uint64_t oom_kills; /* processes that were killed for want of memory */
-    uint64_t own_ooms;  /* how often the limit that was met was its own */
 };
 
 #endif

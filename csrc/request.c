@@ -190,7 +190,9 @@ static int settings_fit(const struct start *start, const uint8_t *bytes, size_t 
     for (uint32_t i = 0; i < start->settings.count; i++)
         if (!string_fits(settings[i].file, size) || !string_fits(settings[i].value, size))
             return 0;
-    return start->settings.count == 0 || start->flags & START_CGROUP;
+    if (start->devices.count > MAX_FILTER || !span_fits(start->devices, FILTER_SIZE, 8, size))
+        return 0;
+    return (start->settings.count == 0 && start->devices.count == 0) || start->flags & START_CGROUP;
 }
 
 /* Shared memory is ended as a whole when one of those who share it is out of memory. */

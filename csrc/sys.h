@@ -151,6 +151,8 @@ enum {
 
 enum { KEYCTL_JOIN_SESSION_KEYRING = 1 };
 enum { SECCOMP_SET_MODE_FILTER = 1, SECCOMP_FILTER_FLAG_NEW_LISTENER = 8 };
+enum { BPF_PROG_LOAD = 5, BPF_PROG_ATTACH = 8 };
+enum { BPF_PROG_TYPE_CGROUP_DEVICE = 15, BPF_CGROUP_DEVICE = 6, BPF_F_ALLOW_MULTI = 2 };
 enum { RLIMIT_NOFILE = 7 };
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
 enum { WNOHANG = 1, WALL = 0x40000000 };
@@ -220,6 +222,16 @@ struct ucred {
 struct sock_fprog {
     uint16_t length;
     const void *filter;
+};
+/* The parts of union bpf_attr for two commands. */
+struct bpf_load {
+    uint32_t type, count;
+    uint64_t code, license;
+    uint32_t log_level, log_size;
+    uint64_t log;
+};
+struct bpf_attach {
+    uint32_t target, program, type, flags;
 };
 struct flock_record {
     int16_t type, whence;

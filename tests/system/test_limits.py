@@ -33,6 +33,7 @@ from container import (
     ExecConfig,
     LaunchError,
     MemoryResources,
+    Namespaces,
     PidsResources,
     Process,
     Resources,
@@ -571,6 +572,31 @@ def test_three_hundred_under_load_leave_nothing() -> None:
 def many(count: int) -> None:
     for _ in range(count):
         container.run(["true"], memory="64M", pids=16, check=True)
+
+
+# Devices --------------------------------------------------------------------------------------
+
+OPEN = "mknod /dev/loop b 7 0 && head -c 1 /dev/loop"
+NO_USER = Namespaces(user=False)
+
+
+def test_no_device_opens_but_those_of_the_container() -> None:
+    """Where its root is the host's it can make any node."""
+    bare = container.run(["sh", "-c", OPEN], config=Config(namespaces=NO_USER))
+    assert b"not permitted" not in bare.stderr
+    config = Config(namespaces=NO_USER, resources=Resources())
+    result = container.run(["sh", "-c", OPEN], config=config)
+    assert result.returncode != 0
+    assert b"Operation not permitted" in result.stderr
+    program = "for n in null zero full random urandom; do : <> /dev/$n || exit 1; done"
+    container.run(["sh", "-c", program], config=config, check=True)
+
+
+def test_a_device_that_is_given_opens() -> None:
+    device = container.Device("/dev/loop", "b", 7, 0)
+    config = Config(namespaces=NO_USER, resources=Resources(), devices=[device])
+    result = container.run(["head", "-c", "1", "/dev/loop"], config=config)
+    assert b"not permitted" not in result.stderr
 
 
 # Without root ---------------------------------------------------------------------------------

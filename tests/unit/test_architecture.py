@@ -25,6 +25,7 @@ LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tre
     "_hierarchy",
     "_limits",
     "_systemd",
+    "_device_rules",
     "_users",
     "_walls",
 }
@@ -41,6 +42,7 @@ ARROWS = {
     "_config": {"_errors", "_capabilities", "_seccomp"},
     **{leaf: WORDS for leaf in LEAVES},
     "_cgroup": WORDS | {"_hierarchy", "_limits"},
+    "_device_rules": WORDS | {"_devices"},
     "_systemd": WORDS | {"_hierarchy"},
     "_rootfs": WORDS | {"_devices", "_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
