@@ -480,31 +480,101 @@ NAMESPACE_FLAGS = {  # include/uapi/linux/sched.h
 }
 
 
+class Running(Protocol):
+    """A `Container`, as far as it can be joined."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def pidfd(self) -> int | None: ...
+
+
+def _running(value: Running, field: str) -> Running:
+    # The class itself is above this module.
+    if isinstance(value, type) or not all(hasattr(value, name) for name in ("pid", "pidfd", "run")):
+        _expected("a Container", value, field)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join(_Checked):
+    """A namespace that is there: of a ``container`` that runs, at a ``path`` such as
+    ``/proc/PID/ns/net`` or ``/run/netns/NAME``, or what ``fd`` is open on; one of them.
+
+    It is looked up when a container is started. With ``container`` or ``fd`` it cannot be pickled.
+    """
+
+    container: Annotated[Running | None, _optional(_running)] = None
+    path: Annotated[StrPath | None, _optional(_path)] = None
+    fd: Annotated[int | None, _optional(_int(0, _MAX_INT))] = None
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        given = [name for name in ("container", "path", "fd") if getattr(self, name) is not None]
+        if len(given) != 1:
+            _fail("path", f"give one of container, path and fd, not {len(given)} of them")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for name in ("container", "fd"):
+            if getattr(self, name) is not None:
+                _fail(name, "cannot be pickled")
+        return _Checked.__reduce__(self)
+
+
 def _namespace(value: object, field: str) -> object:
     if isinstance(value, str | os.PathLike):
-        raise UnsupportedError("joining a namespace is not supported yet", field=field)
+        return Join(path=_path(value, field))
+    if isinstance(value, Join):
+        return value
     return _bool(value, field)
 
 
-_New = Annotated[bool, _namespace]
+_Which = Annotated[bool | StrPath | Join, _namespace]
 
 
 @dataclass(frozen=True, slots=True)
 class Namespaces(_Checked):
-    """Which namespaces are new (True) and which stay the caller's (False); namespaces(7)."""
+    """Which namespaces are new (True), which stay the caller's (False), and which are somebody
+    else's (a path, or `Join`); namespaces(7).
 
-    user: _New = True
-    mnt: _New = True
-    pid: _New = True
-    net: _New = True
-    ipc: _New = True
-    uts: _New = True
-    cgroup: _New = True
-    time: _New = False
+    ``mnt`` and ``pid`` are always new. A namespace can be joined by root, and by an ordinary user
+    who joins the user namespace that it belongs to along with it: both of one container of theirs.
+    With another user namespace than that one's the container has no rights over it, and nothing is
+    to be seen in its ``/sys`` where that would be another network's. The range of host ids of a
+    container of this program stays leased as long as one that shares its user namespace lives.
+    """
+
+    user: _Which = True
+    mnt: _Which = True
+    pid: _Which = True
+    net: _Which = True
+    ipc: _Which = True
+    uts: _Which = True
+    cgroup: _Which = True
+    time: _Which = False
 
     def clone_flags(self) -> int:
         """The CLONE_NEW* bits of the new namespaces, for clone3(2) and unshare(2)."""
-        return sum(flag for name, flag in NAMESPACE_FLAGS.items() if getattr(self, name))
+        return sum(flag for name, flag in NAMESPACE_FLAGS.items() if getattr(self, name) is True)
+
+    def joined(self) -> dict[str, Join]:
+        """Those that are somebody else's, by name."""
+        found = {name: getattr(self, name) for name in NAMESPACE_FLAGS}
+        return {name: each for name, each in found.items() if isinstance(each, Join)}
+
+
+_CLOCKS = re.compile("monotonic|boottime")
+_MOST_SHIFT = 2**62 // 10**9  # seconds; KTIME_MAX / 2, which is as far as the kernel goes
+
+
+def _shift(value: float | timedelta, field: str) -> int | float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not _is_int(seconds) and not isinstance(seconds, float):
+        _expected("seconds or a timedelta", value, field)
+    if not -_MOST_SHIFT <= seconds <= _MOST_SHIFT:  # refuses NaN too
+        _fail(field, f"must be from -{_MOST_SHIFT} to {_MOST_SHIFT} seconds, not {_show(value)}")
+    return seconds
 
 
 class MountFlags(IntFlag, boundary=STRICT):
@@ -1032,6 +1102,7 @@ class Resources(_Checked):
 
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
+_NO_SHIFTS: Mapping[str, Any] = _Limits({})
 
 
 @_not_yet("network", "hooks")
@@ -1073,6 +1144,9 @@ class Config(_Checked):
     with a comma between, for its ``/proc``, proc(5). ``domainname`` is the NIS domain, uname(2).
     ``apparmor_profile`` (one that is loaded) and ``selinux_label`` are those of the program, from
     its execve on; `UnsupportedError` where the kernel runs without that module. ``landlock``
+    confines it further, by path. ``time_offsets`` are seconds or timedeltas by which the clocks
+    ``"monotonic"`` and ``"boottime"`` of a new time namespace differ from the caller's; without
+    ``Process.init`` they take Linux 6.1.
     confines it further, by path.
 
     ``resources`` are limits, by a control group of the container's own, which ``Resources()``
@@ -1105,17 +1179,13 @@ class Config(_Checked):
     landlock: Annotated[Landlock | None, _optional(_instance(Landlock))] = None
     read_only_root: Annotated[bool, _bool] = False
     resources: Annotated[Resources | None, _optional(_instance(Resources))] = None
+    time_offsets: Annotated[
+        Mapping[str, float | timedelta], _mapping_of(_CLOCKS, "clock that can be shifted", _shift)
+    ] = _NO_SHIFTS
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
-        if not self.namespaces.mnt:
-            _fail("namespaces.mnt", "must be True: the container's mounts would be the host's")
-        if not self.namespaces.pid:
-            raise UnsupportedError("False is not supported yet", field="namespaces.pid")
-        if not self.namespaces.uts and self.hostname != "container":
-            _fail("hostname", "needs namespaces.uts: it would become the host's name")
-        if not self.namespaces.uts and self.domainname is not None:
-            _fail("domainname", "needs namespaces.uts: it would become the host's")
+        self._check_namespaces()
         for name in self.sysctl:
             kind = sysctl_namespace(sysctl_path(name))
             if getattr(self.namespaces, str(kind)) is not True:
@@ -1131,9 +1201,24 @@ class Config(_Checked):
         if not self.setup_dev and set(self.devices) - set(_DEFAULT_DEVICES):
             _fail("devices", "needs setup_dev: there is no /dev of our own to make them in")
         for name in ("uid_mappings", "gid_mappings"):
-            if getattr(self, name) and not self.namespaces.user:
-                _fail(name, "needs namespaces.user")
+            if getattr(self, name) and self.namespaces.user is not True:
+                _fail(name, "needs a new namespaces.user")
         _check_mappings(self)
+
+    def _check_namespaces(self) -> None:
+        if self.namespaces.mnt is not True:
+            _fail("namespaces.mnt", "must be True: the container's mounts would be another's")
+        if self.namespaces.pid is not True:
+            raise UnsupportedError(
+                "must be True: it is the end of a PID namespace that ends what a container leaves",
+                field="namespaces.pid",
+            )
+        if self.namespaces.uts is not True and self.hostname != "container":
+            _fail("hostname", "needs a new namespaces.uts: it would become another's name")
+        if self.namespaces.uts is not True and self.domainname is not None:
+            _fail("domainname", "needs a new namespaces.uts: it would become another's")
+        if self.time_offsets and self.namespaces.time is not True:
+            _fail("time_offsets", "needs a new namespaces.time")
 
     @classmethod
     def default(cls) -> Self:
@@ -1494,6 +1579,6 @@ class Result:
 
 
 publish(CPUResources, MemoryResources, PidsResources, IOResources, Resources)
-publish(Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
+publish(Join, Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
 publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
 publish(Usage, Result)

@@ -9,6 +9,7 @@ from container import _ids
 from container._config import MAX_GROUPS, Config, IDMapping, Process
 from container._errors import ConfigError, UnsupportedError
 from container._launcher import Maps, StartFlag
+from container._shared import Inhabitants, slot_of
 from container._users import Account
 
 
@@ -54,6 +55,15 @@ def identify(config: Config, ranges: _ids.Ranges | None = None) -> Identity:
     maps = (_ids.own_id_mapping(os.geteuid()), _ids.own_id_mapping(os.getegid()))
     lacking = "" if ranges is None else ranges.lacking
     return Identity(maps, _SINGLE, False, maps, False, lacking=lacking)
+
+
+def shared_identity(found: Inhabitants) -> Identity:
+    """Of a container in the user namespace of another, whose ids are mapped already."""
+    root = os.geteuid() == 0
+    flags = StartFlag.SET_GROUPS if found.may_set_groups else StartFlag.DENY_SETGROUPS
+    # Where root leased the range, files of host root are to show as root's there too.
+    idmap = root and slot_of(found.maps) > 0
+    return Identity(found.maps, flags | StartFlag.FRESH_USER, idmap, found.maps, root)
 
 
 def _given_identity(config: Config, root: bool) -> Identity:

@@ -101,7 +101,7 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
     if wanted.root is not None and process.user is not None:
         refuse_names(process.user)
     base = host.plan.request.base
-    joined = flags_of(names) & base.clone_flags
+    joined = flags_of(names) & (base.clone_flags | sum(host.plan.request.joined))
     if not joined:
         raise ConfigError("the container shares all of these with its caller", field="namespaces")
     refuse_foreign_terminal(wanted, joined)

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from container import _ids
 from container._cgroup import Place, claim_place, extend_place
-from container._config import IDMapping
+from container._config import NAMESPACE_FLAGS, IDMapping
 from container._errors import CgroupError, LaunchError, StateError, UnsupportedError, launch_error
 from container._hints import LAUNCHER_HINT, launcher_hint
 from container._limits import Setting, controllers_of
@@ -160,6 +160,9 @@ class StartRequest:
     nice: int = 0
     oom_score: int = 0
     passed: Sequence[int] = ()  # fds of the caller, whose numbers they keep
+    joined: Sequence[int] = ()  # CLONE_NEW* of the namespaces that are there
+    shared_slot: int = 0  # whose range of ids is used, when one of those is a user namespace
+    clocks: bytes = b""  # of /proc/PID/timens_offsets
     map_programs: Sequence[Sequence[str]] = ((), ())  # for uids and gids: see _ids.map_program
     terminal_size: tuple[int, int] | None = None  # with StartFlag.TERMINAL: rows, columns
     _kept: tuple[object, bytes] | None = None
@@ -288,7 +291,8 @@ def encode_start(
     vectors = [request.args, request.env, *filter(None, request.map_programs)]
     numbers_at = vectors_at + 8 * sum(len(each) + 1 for each in vectors)
     passed_at = numbers_at + 4 * (len(request.programs) + len(request.groups))
-    blob = _Blob(passed_at + 4 * len(request.passed))
+    joined_at = passed_at + 4 * len(request.passed)
+    blob = _Blob(joined_at + 4 * len(request.joined))
     strings = [offset for each in vectors for offset in (*map(blob.string, each), 0)]
     args, env, *programs = _place_vectors(vectors_at, vectors)
     map_programs = [programs.pop(0) if each else (0, 0) for each in request.map_programs]
@@ -298,8 +302,11 @@ def encode_start(
         (numbers_at + 4 * len(request.programs), len(request.groups)),
     )
     numbers = [*map(blob.string, request.programs), *request.groups, *request.passed]
+    numbers += request.joined
     passed = (passed_at, len(request.passed))
     cpus = (blob.add(request.cpus), len(request.cpus))
+    joined = (joined_at, len(request.joined))
+    clocks = (blob.add(request.clocks), len(request.clocks))
     text, gid_text = (map_text(mappings) for mappings in maps)
     uid_map, gid_map = (blob.add(text), len(text)), (blob.add(gid_text), len(gid_text))
     hostname, domainname = blob.string(base.hostname), blob.string(base.domainname)
@@ -332,7 +339,8 @@ def encode_start(
         "struct start *",
         (
             *(op, request.flags, blob.offset, fail_step, base.clone_flags),
-            *(uid_map, gid_map, cpus, passed, *map_programs, (_START_SIZE, len(base.table.rows))),
+            *(uid_map, gid_map, cpus, passed, joined, clocks, *map_programs),
+            (_START_SIZE, len(base.table.rows)),
             *(*spans, (limits_at, len(request.limits)), (filter_at, len(base.filter) // 8)),
             *(hostname, domainname, cwd, request.uid, request.gid, request.umask),
             *(source_count, base.table.root, base.filter_flags, request.nice, request.oom_score),
@@ -342,6 +350,7 @@ def encode_start(
             *(join.serial, new_root, (settings_at, len(settings))),
             (devices_at, len(devices) // 8),
             *(request.terminal_size or (0, 0)),
+            request.shared_slot,
         ),
     )
     limits = ffi.new("struct limit[]", [(number, 0, *pair) for number, *pair in request.limits])
@@ -1205,6 +1214,7 @@ def _attempt(
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
+    joined: Sequence[int],
     pipes: int,
     by_fd: bool,
 ) -> Child:
@@ -1213,10 +1223,11 @@ def _attempt(
     in_cgroup = bool(request.flags & StartFlag.CGROUP)
     if in_cgroup:
         launcher.find_cgroups(controllers_of(request.base.settings))
-    owns_pipes = by_fd or request.flags & StartFlag.MAP_BY_PROGRAM
+    shares_user = NAMESPACE_FLAGS["user"] in request.joined
+    owns_pipes = by_fd or shares_user or request.flags & StartFlag.MAP_BY_PROGRAM
     data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if owns_pipes else 0)
     fds = [source.fd for source in sources if source is not None] if by_fd else []
-    child = launcher.start(data, fds, (*stdio, *request.passed))
+    child = launcher.start(data, fds, (*stdio, *request.passed, *joined))
     child.in_cgroup = in_cgroup
     if request.flags & StartFlag.QUIET:
         return child
@@ -1244,6 +1255,7 @@ def launch(
     sources: Sequence[Source | None],
     stdio: Sequence[int],
     *,
+    joined: Sequence[int],
     pipes: int,
     by_fd: bool,
 ) -> Child:
@@ -1251,13 +1263,16 @@ def launch(
     `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
     ``maps`` are empty with `StartFlag.LEASE`: a range of host ids for as long as the container
-    lives. ``pipes`` has a bit for each of ``stdio`` that was made for it, and becomes its own. A
-    launcher that turns out to be dead, or to have more rights than we have now, is replaced.
+    lives. ``joined`` are the namespaces of `StartRequest.joined`. ``pipes`` has a bit for each of
+    ``stdio`` that was made for it, and becomes its own. A launcher that turns out to be dead, or to
+    have more rights than we have now, is replaced.
     """
     for _ in range(TRIES):
         launcher = _get(request.base.kept_namespaces)
         try:
-            return _attempt(launcher, request, maps, sources, stdio, pipes=pipes, by_fd=by_fd)
+            return _attempt(
+                launcher, request, maps, sources, stdio, joined=joined, pipes=pipes, by_fd=by_fd
+            )
         except _Gone:
             _drop(launcher)
     raise launcher_lost()

@@ -82,7 +82,7 @@ def _config(
         return config
     if isinstance(root, os.PathLike):
         root = os.fspath(root)
-    if isinstance(root, str) and not binds:
+    if isinstance(root, str) and not binds and not config.namespaces.joined():
         return _with_root(config, root)
     mounts = [parse_bind(bind, f"binds[{i}]") for i, bind in enumerate(binds)]
     return replace(
@@ -211,7 +211,9 @@ def _planner(  # noqa: PLR0917 - those of run
         args, env=env, cwd=cwd, user=user, tty=tty, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2]
     )
     planner = Planner(_config(config, root, binds, limits), process, given=config)
-    if key is not None and sum(len(str(arg)) for arg in process.args) <= _MOST_TEXT:
+    # One that shares namespaces would keep the container whose they are.
+    kept = key is not None and not planner.config.namespaces.joined()
+    if kept and sum(len(str(arg)) for arg in process.args) <= _MOST_TEXT:
         if len(_planners) >= _MOST_PLANNERS:
             _planners.clear()
         _planners[key] = planner

@@ -8,6 +8,7 @@ import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from errno import E2BIG, EACCES, EDQUOT, EINVAL, ENOEXEC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, EXDEV
 from functools import lru_cache
 from typing import Self, cast
@@ -15,13 +16,22 @@ from typing import Self, cast
 from container import _ids
 from container._accounts import look_up
 from container._capabilities import Capability, to_mask
-from container._config import RLIMITS, Config, HostRoot, Namespaces, Overlay, Process
+from container._config import (
+    NAMESPACE_FLAGS,
+    RLIMITS,
+    Config,
+    HostRoot,
+    Join,
+    Namespaces,
+    Overlay,
+    Process,
+)
 from container._device_rules import compile_rules, rules_of
 from container._devices import find_nodes
 from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
 from container._hierarchy import find_hierarchy, is_delegation_boundary
 from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
-from container._identity import Identity, groups_of, identify, needs_ranges
+from container._identity import Identity, groups_of, identify, needs_ranges, shared_identity
 from container._labels import require_labels
 from container._landlock import ALL_ACCESS, landlock_rules
 from container._launcher import (
@@ -51,6 +61,7 @@ from container._rootfs import (
     upper_and_work,
 )
 from container._seccomp._compiler import NEW_LISTENER, Filter, compile_profile
+from container._shared import in_order, look_at_user_namespace, open_joined, slot_of
 from container._users import Account
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -73,6 +84,7 @@ class Plan:
 
     request: StartRequest
     identity: Identity
+    joined: tuple[tuple[str, Join], ...] = ()  # in the order of request.joined
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -116,7 +128,8 @@ class Planner:
             return kept[2]
         plan = _make_plan(self.config, self.process, flags, caller)
         # Else it depends on files in the root, or on where links lead.
-        if self.process.user is None and not isinstance(self.config.root, Overlay):
+        shares = bool(self.config.namespaces.joined())
+        if self.process.user is None and not isinstance(self.config.root, Overlay) and not shares:
             self._kept = (caller, flags, plan)
         return plan
 
@@ -130,9 +143,12 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     config = _resolve_upper(config)
     account = look_up(process.user, config)
     ranges = None
-    if caller.euid != 0 and not config.uid_mappings and needs_ranges(account, process):
+    own = caller.euid != 0 and config.namespaces.user is True and not config.uid_mappings
+    if own and needs_ranges(account, process):
         ranges = _ids.own_ranges()
-    foundation = _lay_foundation(config, caller, ranges, tty=process.tty)
+    # Whom it shares namespaces with is not remembered: that would keep it.
+    lay = _lay_foundation.__wrapped__ if config.namespaces.joined() else _lay_foundation
+    foundation = lay(config, caller, ranges, tty=process.tty)
     if flags & StartFlag.QUIET and foundation.base.filter_flags & NEW_LISTENER:
         raise ConfigError(
             "with NOTIFY, run() has nobody to answer: popen()", field="config.seccomp"
@@ -141,10 +157,31 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     flags |= attribute_flags(process)
     if process.init:
         flags |= StartFlag.INIT
-    if flags & StartFlag.LEASE and _may_share_memory(flags, foundation.base.clone_flags):
+    alone = flags & StartFlag.LEASE and not config.namespaces.joined()
+    if alone and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = _plan_process(process, account, foundation, flags, caller.files)
-    return Plan(request, foundation.identity)
+    request.clocks = _clocks(config, init=process.init)
+    joined = in_order(config.namespaces.joined())
+    request.joined = [NAMESPACE_FLAGS[name] for name, _ in joined]
+    if isinstance(config.namespaces.user, Join):
+        request.shared_slot = slot_of(foundation.identity.known)
+    return Plan(request, foundation.identity, joined)
+
+
+def _clocks(config: Config, *, init: bool) -> bytes:
+    if config.time_offsets and not init and _kernel() < (6, 1):
+        raise UnsupportedError(
+            "the first process of a container has them from Linux 6.1 on, or with Process.init",
+            field="config.time_offsets",
+        )
+    lines = []
+    for name, value in config.time_offsets.items():
+        # Exact for what is a whole number of seconds.
+        seconds = value.total_seconds() if isinstance(value, timedelta) else value
+        whole, part = divmod(seconds, 1)
+        lines.append(f"{name} {int(whole)} {int(part * 10**9)}\n")
+    return "".join(lines).encode()
 
 
 def attribute_flags(process: Process) -> StartFlag:
@@ -202,11 +239,16 @@ def _plan_process(
 def _lay_foundation(
     config: Config, caller: _Caller, ranges: _ids.Ranges | None, *, tty: bool
 ) -> _Foundation:
-    identity = identify(config, ranges)
     namespaces = config.namespaces
+    if isinstance(namespaces.user, Join):
+        identity = shared_identity(look_at_user_namespace(config))
+    else:
+        identity = identify(config, ranges)
     flags = identity.flags
+    if isinstance(namespaces.user, Join):
+        flags &= ~StartFlag.DENY_SETGROUPS  # it was denied when the maps were written
     for wanted, flag in (
-        (namespaces.net, StartFlag.LOOPBACK),
+        (namespaces.net is True, StartFlag.LOOPBACK),
         (needs_locked_mounts(config), StartFlag.LOCK_MOUNTS),
         (not config.use_pivot_root, StartFlag.CHROOT),
         (config.no_new_privileges, StartFlag.NO_NEW_PRIVS),
@@ -237,7 +279,7 @@ def _lay_foundation(
         kept_namespaces=("mnt", "user", *_kept(namespaces)),
         flags=flags,
         table=table,
-        hostname=config.hostname if namespaces.uts else "",
+        hostname=config.hostname if namespaces.uts is True else "",
         domainname=config.domainname or "",
         bounding=to_mask(capabilities.bounding),
         effective=to_mask(capabilities.effective),
@@ -320,7 +362,8 @@ def filter_of(config: Config) -> Filter:
 
 
 def _kept(namespaces: Namespaces) -> list[str]:
-    return [name for name in ("net", "ipc", "uts", "cgroup") if not getattr(namespaces, name)]
+    kept = ("net", "ipc", "uts", "cgroup")
+    return [name for name in kept if getattr(namespaces, name) is False]
 
 
 def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
@@ -435,9 +478,15 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int) -> Child:
     identity = plan.identity
     for index, fd in enumerate(plan.request.passed):
         _check_passed(fd, f"pass_fds[{index}]")
-    with Sources(plan.rows) as sources:
+    with Sources(plan.rows) as sources, open_joined(plan.joined) as joined:
         return launch(
-            plan.request, identity.maps, sources, stdio, pipes=pipes, by_fd=identity.by_fd
+            plan.request,
+            identity.maps,
+            sources,
+            stdio,
+            joined=joined,
+            pipes=pipes,
+            by_fd=identity.by_fd,
         )
 
 
@@ -462,6 +511,8 @@ _DETAILS = {
     "lease": "every range of 65536 host ids is taken",
     "cgroup": "cannot make a control group",
     "clone": "cannot create the namespaces",
+    "join": "cannot join the namespaces",
+    "time": "cannot shift the clocks",
     "oom-score": "cannot set oom_score_adj",
     "scheduling": "cannot set the processors that may be used",
     "id-maps": "cannot write the id maps of the user namespace",
@@ -561,7 +612,7 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
     if known is None and find is not None:
         known = find(failure, plan)
     if failure.step == "clone":
-        known = namespace_hint(failure.errno)
+        known = namespace_hint(failure.errno) or _clone_hint(failure, plan)
     return known or rights_hint(failure.step, failure.errno)
 
 
@@ -579,6 +630,21 @@ def _map_hint(failure: Failure, plan: Plan) -> str | None:
         return None
     program = plan.request.map_programs[failure.row][0]
     return _ids.map_hint(program, plan.identity.maps[failure.row], groups=failure.row == 1)
+
+
+def _clone_hint(failure: Failure, plan: Plan) -> str | None:
+    own = plan.request.flags & StartFlag.FRESH_USER
+    if failure.errno != EPERM or own or os.geteuid() == 0:
+        return None
+    return "namespaces.user=False is for root: nobody else may make the other namespaces"
+
+
+def _join_hint(failure: Failure, plan: Plan) -> str | None:
+    if failure.errno != EPERM or os.geteuid() == 0:
+        return None
+    if "user" not in dict(plan.joined):
+        return "only root may: else the user namespace that it belongs to has to be joined as well"
+    return "it belongs to another user namespace than the one that is joined"
 
 
 def _source_hint(failure: Failure, plan: Plan) -> str | None:
@@ -609,6 +675,7 @@ def _row_hint(failure: Failure, plan: Plan) -> str | None:
 _FINDERS = {
     "exec": _exec_hint,
     "id-maps": _map_hint,
+    "join": _join_hint,
     "sources": _source_hint,
     "filesystem": _row_hint,
 }

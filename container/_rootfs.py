@@ -21,6 +21,7 @@ from container._config import (
     Config,
     HostRoot,
     IDMapping,
+    Join,
     Mount,
     MountFlags,
     Overlay,
@@ -403,7 +404,7 @@ def _etc(config: Config, layout: HostLayout) -> Iterator[Row]:
     yield _file("etc/nsswitch.conf", _NSSWITCH)
     yield _file("etc/hosts", hosts.encode())
     yield _link("etc/mtab", "../proc/self/mounts")
-    if config.namespaces.net:
+    if config.namespaces.net is True:
         yield _file("etc/resolv.conf", b"")  # nothing but loopback is there to ask
     else:
         yield _host_bind("/etc/resolv.conf")
@@ -433,8 +434,11 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
 
 
 def _with_sysfs_of(row: Row, config: Config) -> Row:
-    if not config.namespaces.user or config.namespaces.net:
+    user, net = config.namespaces.user, config.namespaces.net
+    if not user or net is True or (isinstance(user, Join) and isinstance(net, Join)):
         return row
+    if isinstance(net, Join):  # neither may it be mounted, nor is another's to be shown
+        return replace(row, source="tmpfs", what="an empty '/sys'")
     # sysfs belongs to the owner of the network namespace: only a bind can be had.
     return replace(row, op=Op.BIND, source="/sys", flags=row.flags | RowFlag.RECURSIVE, opened=True)
 

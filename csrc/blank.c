@@ -39,7 +39,8 @@ static int may_be_blank(const struct request *request)
     const struct start *start = request->start;
     return request->mapped == 0 && start->fail_step == 0 && start->flags & START_FRESH_USER &&
            (start->flags & (START_MAP_BY_PROGRAM | START_OOM_SCORE)) == 0 &&
-           start->clone_flags & CLONE_NEWUSER && (start->clone_flags & CLONE_NEWTIME) == 0 &&
+           start->joined.count == 0 && start->clone_flags & CLONE_NEWUSER &&
+           (start->clone_flags & CLONE_NEWTIME) == 0 &&
            (size_t)start->uid_map.count + start->gid_map.count <= MAPS_SIZE;
 }
 

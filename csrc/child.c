@@ -85,6 +85,26 @@ static long become_dumpable(const struct child *child)
     return result < 0 ? result : send_message(child->sync, "", 1, 0, 0);
 }
 
+/* Those of the first process too: execve moves it there. As root of its user namespace, and while
+ * its own file is its own. */
+static long set_clocks(struct child *child)
+{
+    const struct start *start = child->start;
+    long fd, result;
+    if (start->clocks.count == 0)
+        return 0;
+    result = sys(__NR_unshare, CLONE_NEWTIME);
+    if (result < 0)
+        return result;
+    fd = sys(__NR_openat, AT_FDCWD, "/proc/self/timens_offsets", O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fd;
+    result =
+        sys(__NR_write, fd, span_at(child->request->bytes, start->clocks), start->clocks.count);
+    (void)close_fd((int)fd);
+    return result < 0 ? result : 0;
+}
+
 static long await_maps(struct child *child)
 {
     struct message message;
@@ -373,7 +393,8 @@ long drop_bounding(struct child *child)
 static void take_pipes(const struct child *child)
 {
     const struct start *start = child->start;
-    if ((start->flags & START_MAP_BY_PROGRAM) == 0)
+    int joined = start->flags & START_FRESH_USER && (start->clone_flags & CLONE_NEWUSER) == 0;
+    if (!joined && (start->flags & START_MAP_BY_PROGRAM) == 0)
         return;
     for (int i = 0; i < STDIO_COUNT; i++)
         if (start->pipes >> i & 1) /* or it stays as it is: not for want of rights */
@@ -537,6 +558,7 @@ long confine_by_rules(struct child *child)
 
 static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_SYNC, await_maps},
+    {STEP_TIME, set_clocks},
     {STEP_SETUP_IDS, become_root_of_namespace},
     {STEP_SESSION, enter_session},
     {STEP_NETWORK, raise_loopback},

@@ -40,6 +40,21 @@ static void close_sync(struct container *container)
     container->arena = NULL;
 }
 
+/* A range of ids goes with the last container that has it. */
+static void release_slot(const struct container *container)
+{
+    int kept = container->keeps_slot;
+    for (uint32_t i = 0; i < launcher.highest && container->slot >= 0; i++) {
+        struct container *other = &launcher.containers[i];
+        if (other == container || other->phase == PHASE_FREE || other->slot != container->slot)
+            continue;
+        other->keeps_slot |= container->keeps_slot;
+        kept = 1;
+    }
+    if (!kept)
+        give_slot(container->slot);
+}
+
 void free_container(struct container *container)
 {
     close_sync(container);
@@ -56,8 +71,7 @@ void free_container(struct container *container)
         container->pid = 0; /* somebody else's by now */
         return;
     }
-    if (!container->keeps_slot)
-        give_slot(container->slot);
+    release_slot(container);
     container->phase = PHASE_FREE;
     launcher.alive--;
 }

@@ -323,7 +323,7 @@ long exec_process(struct arena *arena, struct progress *progress)
     /* No PID namespace ends what it leaves behind, with these ids. */
     if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
         target->keeps_slot = 1;
-    give_pipes(&arena->request, target == NULL ? -1 : target->slot);
+    give_pipes(&arena->request, target != NULL && target->flags & START_LEASE ? target->slot : -1);
     *container = (struct container){.arena = arena,
                                     .pidfd = -1,
                                     .payload = -1,

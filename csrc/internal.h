@@ -34,6 +34,8 @@ struct request {
     uint32_t source_count;
     int passed[MAX_PASSED];
     uint32_t passed_count;
+    int joined[MAX_JOINED];
+    uint32_t joined_count;
     int status;  /* START_INIT: the pipe that takes the payload's wait status; -1: none */
     int program; /* START_INIT: the launcher's own image */
 };

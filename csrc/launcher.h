@@ -27,8 +27,9 @@ enum step {
     STEP_SCHEDULING, /* row 0: nice value, 1: processors */
     /* the child's part */
     STEP_SYNC,          /* wait for the id maps; die with the launcher */
-    STEP_JOIN,          /* exec: into the namespaces of the target */
+    STEP_JOIN,          /* into namespaces that are there; exec: of the target */
     STEP_PID_NAMESPACE, /* exec: likewise, by a child of the one that has joined the others */
+    STEP_TIME,          /* shift the clocks of a new time namespace */
     STEP_SETUP_IDS,     /* become root of the user namespace */
     STEP_SESSION,       /* new session, anonymous session keyring */
     STEP_NETWORK,       /* loopback up */
@@ -128,6 +129,7 @@ enum row_flag {
 
 enum limits {
     MAX_PASSED = 128,
+    MAX_JOINED = 8,
     MAX_ROWS = 2048,
     MAX_SOURCES = 1000,
     MAX_FDS = 250, /* in one message */
@@ -183,7 +185,7 @@ struct setting {
     uint32_t unused;
 };
 
-/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, passed..., sources...
+/* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, passed..., joined..., sources...
  * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]. There are no rows;
  * clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is one of them.
  */
@@ -197,6 +199,8 @@ struct start {
     struct span gid_map;
     struct span cpus;        /* a bit for each, sched_setaffinity(2); none leaves them */
     struct span passed;      /* uint32_t: the numbers of the fds that are passed on */
+    struct span joined;      /* uint32_t: CLONE_NEW*, kinds of the namespaces to join, in order */
+    struct span clocks;      /* bytes as written to /proc/PID/timens_offsets; none: as they are */
     struct span uid_program; /* uint64_t strings, and a 0: the program and what it takes, with */
     struct span gid_program; /* room for the pid; none: the map is written by the launcher */
     struct span rows;        /* struct row */
@@ -233,6 +237,7 @@ struct start {
     struct span devices;    /* struct bpf_insn, likewise: which devices may be opened; none: all */
     uint32_t terminal_rows; /* START_TERMINAL: its size in characters; 0: not known */
     uint32_t terminal_columns;
+    uint32_t shared_slot; /* of START_LEASE: whose ids the user namespace has that is joined */
 };
 
 /* REQUEST_LEASE. fds: reply channel. Where ranges of host ids for START_LEASE are to be had: byte

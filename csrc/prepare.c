@@ -29,8 +29,8 @@ static long write_maps(const struct request *request, int pid, int32_t slot)
 {
     const struct start *start = request->start;
     long result = 0;
-    if ((start->flags & START_FRESH_USER) == 0)
-        return 0;
+    if ((start->flags & START_FRESH_USER) == 0 || (start->clone_flags & CLONE_NEWUSER) == 0)
+        return 0; /* or it is another's, and has them */
     if (start->flags & START_LEASE)
         return write_leased_maps(pid, slot);
     if (start->flags & START_DENY_SETGROUPS) /* without CAP_SETGID: before gid_map, or EPERM */
@@ -171,6 +171,6 @@ long hand_over(struct progress *progress, struct request *request, int pid, int3
         result = raise_limits(request, progress, pid);
     if (result < 0)
         return result;
-    give_pipes(request, slot);
+    give_pipes(request, request->start->flags & START_LEASE ? slot : -1);
     return release_child(request, sync);
 }

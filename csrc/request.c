@@ -72,6 +72,41 @@ static int numbers_fit(const uint8_t *bytes, struct span span, size_t size)
     return 1;
 }
 
+/* One of each kind at most, none that is made as well, and none whose end has to end all or whose
+ * mounts would be another's. */
+static int kinds_fit(const uint8_t *bytes, const struct start *start, size_t size)
+{
+    const uint32_t *kinds = span_at(bytes, start->joined);
+    uint64_t left = CLONE_NEW_ANY & ~(uint64_t)(CLONE_NEWNS | CLONE_NEWPID) & ~start->clone_flags;
+    if (!span_fits(start->joined, sizeof *kinds, sizeof *kinds, size) ||
+        start->joined.count > MAX_JOINED)
+        return 0;
+    for (uint32_t i = 0; i < start->joined.count; i++) {
+        if (kinds[i] == 0 || kinds[i] & (kinds[i] - 1) || (left & kinds[i]) == 0)
+            return 0;
+        left &= ~(uint64_t)kinds[i];
+    }
+    return 1;
+}
+
+static int joins_user(const uint8_t *bytes, const struct start *start)
+{
+    const uint32_t *kinds = span_at(bytes, start->joined);
+    for (uint32_t i = 0; i < start->joined.count; i++)
+        if (kinds[i] == CLONE_NEWUSER)
+            return 1;
+    return 0;
+}
+
+/* Its child becomes root of a user namespace, and of one only, whose maps are there or written. */
+static int user_fits(const uint8_t *bytes, const struct start *start)
+{
+    const uint32_t maps = START_LEASE | START_MAP_BY_PROGRAM | START_DENY_SETGROUPS;
+    if (joins_user(bytes, start))
+        return start->flags & START_FRESH_USER && (start->flags & maps) == 0;
+    return start->shared_slot == 0;
+}
+
 /* The program and the pid at least; or none. */
 static int program_fits(const uint8_t *bytes, struct span span, size_t size)
 {
@@ -212,7 +247,9 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         return -EINVAL;
     if (!span_fits(start->cpus, 1, 1, size))
         return -EINVAL;
-    if (!numbers_fit(bytes, start->passed, size))
+    if (!numbers_fit(bytes, start->passed, size) || !kinds_fit(bytes, start, size))
+        return -EINVAL;
+    if (!span_fits(start->clocks, 1, 1, size))
         return -EINVAL;
     if (!program_fits(bytes, start->uid_program, size) ||
         !program_fits(bytes, start->gid_program, size))
@@ -240,7 +277,8 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
 long check_start(const struct start *start, const uint8_t *bytes, size_t size)
 {
     long result = check_process(start, bytes, size);
-    if (result == 0 && (!flags_fit(start->clone_flags) || !can_be_answered(start->flags)))
+    if (result == 0 && (!flags_fit(start->clone_flags) || !can_be_answered(start->flags) ||
+                        !user_fits(bytes, start)))
         result = -EINVAL;
     return result < 0 ? result : check_rows(start, bytes, size);
 }
@@ -259,7 +297,7 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (start->flags & START_TERMINAL && (start->clone_flags & CLONE_NEWNS) == 0)
         return -EINVAL; /* the devpts that it would find is the host's */
-    if (start->rows.count != 0 || start->passed.count != 0 ||
+    if (start->rows.count != 0 || start->passed.count != 0 || start->joined.count != 0 ||
         start->source_count != (start->target == 0))
         return -EINVAL;
     return string_fits(start->new_root, size) ? 0 : -EINVAL;

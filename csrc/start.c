@@ -32,6 +32,64 @@ void release_arena(struct arena *arena)
     launcher.free_arena_count++;
 }
 
+struct joiner {
+    struct arena *arena;
+    struct clone_args args; /* of the child */
+};
+
+/* With our rights, which the child will not have: joins, makes it our child in there, and ends. */
+static long join_and_clone(struct joiner *joiner)
+{
+    struct arena *arena = joiner->arena;
+    const struct start *start = arena->request.start;
+    const uint32_t *kinds = span_at(arena->request.bytes, start->joined);
+    long result = begin_step(&arena->progress, start, STEP_JOIN);
+    for (uint32_t i = 0; i < start->joined.count && result == 0; i++)
+        result = sys(__NR_setns, arena->request.joined[i], kinds[i]);
+    if (result < 0)
+        return result;
+    arena->progress.step = STEP_CLONE;
+    return clone_onto(&joiner->args, arena->stack, STACK_SIZE, run_child, arena);
+}
+
+static void run_joiner(void *argument)
+{
+    struct joiner *joiner = argument;
+    long result = join_and_clone(joiner);
+    if (result < 0)
+        joiner->arena->progress.error = (int32_t)-result;
+    exit_process(result < 0);
+}
+
+/* A child in namespaces that are there. We sleep until the joiner, a copy of us, is gone. */
+static long clone_inside(struct container *container, const struct clone_args *wanted)
+{
+    struct arena *arena = container->arena;
+    struct clone_args args = {.flags = CLONE_VFORK, .exit_signal = SIGCHLD};
+    struct joiner joiner = {arena, *wanted};
+    long pid, pidfd;
+    joiner.args.flags &= ~(uint64_t)CLONE_PIDFD; /* it would be the joiner's */
+    joiner.args.flags |= CLONE_PARENT | CLONE_PARENT_SETTID;
+    joiner.args.exit_signal = 0; /* with CLONE_PARENT it is the joiner's */
+    joiner.args.parent_tid = (uint64_t)(uintptr_t)&arena->child.successor;
+    arena->child.successor = 0;
+    pid = clone_onto(&args, arena->helper_stack, SMALL_STACK, run_joiner, &joiner);
+    if (pid < 0)
+        return pid;
+    (void)sys(__NR_wait4, pid, 0, WALL, 0); /* it has ended */
+    pid = arena->child.successor;
+    if (pid <= 0)
+        return arena->progress.error != 0 ? -arena->progress.error : -ESRCH;
+    pidfd = sys(NR_PIDFD_OPEN, pid, 0); /* ours, and not reaped */
+    if (pidfd < 0) {
+        (void)sys(__NR_kill, pid, SIGKILL); /* as above */
+        (void)sys(__NR_wait4, pid, 0, WALL, 0);
+        return pidfd;
+    }
+    container->pidfd = (int)pidfd;
+    return pid;
+}
+
 static long clone_child(struct container *container)
 {
     const struct start *start = container->arena->request.start;
@@ -50,8 +108,12 @@ static long clone_child(struct container *container)
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (uint64_t)container->cgroup;
     }
+    if (start->clocks.count > 0) /* else they could not be set any more */
+        args.flags &= ~(uint64_t)CLONE_NEWTIME;
     container->arena->child.sync = sync[1];
-    pid = clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
+    pid = start->joined.count > 0
+              ? clone_inside(container, &args)
+              : clone_onto(&args, container->arena->stack, STACK_SIZE, run_child, container->arena);
     (void)close_fd(sync[1]);
     if (pid < 0)
         (void)close_fd(sync[0]);
@@ -66,6 +128,7 @@ void close_request(struct request *request)
     close_fds(request->stdio, STDIO_COUNT);
     close_fds(&request->status, 1);
     close_fds(request->passed, request->passed_count);
+    close_fds(request->joined, request->joined_count);
     close_fds(request->sources, request->source_count);
     close_fds(&request->channel, 1);
 }
@@ -180,10 +243,21 @@ void mapper_ended(struct container *container, uint32_t status)
     close_request(&container->arena->request);
 }
 
+/* Another launcher's range is that one's. */
+static int has_slot(int32_t slot)
+{
+    for (uint32_t i = 0; i < launcher.highest; i++)
+        if (launcher.containers[i].phase != PHASE_FREE && launcher.containers[i].slot == slot)
+            return 1;
+    return 0;
+}
+
 static long find_ids(const struct start *start, int32_t *ret_slot)
 {
     long slot;
     *ret_slot = -1;
+    if (start->shared_slot > 0 && has_slot((int32_t)start->shared_slot))
+        *ret_slot = (int32_t)start->shared_slot;
     if ((start->flags & START_LEASE) == 0)
         return 0;
     slot = take_slot();
@@ -214,6 +288,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
     const struct start *start = arena->request.start;
     int32_t slot = -1;
     long result = begin_step(progress, start, STEP_LEASE);
+    arena->progress = (struct progress){.row = -1};
     if (result == 0)
         result = find_ids(start, &slot);
     if (result == 0)
@@ -233,7 +308,10 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
         result = clone_into_cgroup(container, progress);
     }
     if (result < 0) {
-        give_slot(slot);
+        if (arena->progress.step != STEP_NONE) /* of a joiner */
+            progress->step = arena->progress.step;
+        if (start->flags & START_LEASE)
+            give_slot(slot);
         return result;
     }
     container->pid = (int32_t)result;
@@ -260,6 +338,7 @@ void prepare_request(struct request *request, uint8_t *bytes)
     request->channel = -1;
     request->source_count = 0;
     request->passed_count = 0;
+    request->joined_count = 0;
     request->status = -1;
     for (int i = 0; i < STDIO_COUNT; i++)
         request->stdio[i] = -1;
@@ -349,7 +428,7 @@ static void take_fds(int *to, int *from, uint32_t count)
     }
 }
 
-/* The fds of the first message: channel, [memfd], stdio, passed, sources. */
+/* The fds of the first message: channel, [memfd], stdio, passed, joined, sources. */
 static long decode_start(struct request *request, struct message *message, enum request_op op)
 {
     uint32_t first = request->start->flags & START_IN_MEMFD ? 2 : 1;
@@ -369,15 +448,20 @@ static long decode_start(struct request *request, struct message *message, enum 
     result = (op == REQUEST_EXEC ? check_exec : check_start)(request->start, request->bytes, size);
     if (result < 0)
         return result;
-    if (message->fd_count - next < request->start->passed.count)
+    if (message->fd_count - next < request->start->passed.count + request->start->joined.count)
         return -EINVAL;
-    sources = message->fd_count - next - request->start->passed.count;
+    sources =
+        message->fd_count - next - request->start->passed.count - request->start->joined.count;
     if (sources > request->start->source_count)
         return -EINVAL;
     take_fds(request->stdio, message->fds + first, STDIO_COUNT);
     request->passed_count = request->start->passed.count;
     take_fds(request->passed, message->fds + next, request->passed_count);
-    take_fds(request->sources, message->fds + next + request->passed_count, sources);
+    next += request->passed_count;
+    request->joined_count = request->start->joined.count;
+    take_fds(request->joined, message->fds + next, request->joined_count);
+    next += request->joined_count;
+    take_fds(request->sources, message->fds + next, sources);
     request->source_count = sources;
     return receive_sources(request);
 }

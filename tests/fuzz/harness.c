@@ -109,6 +109,9 @@ static void read_start(uint8_t *bytes, size_t size)
     read_span(bytes, copy.cpus, 1);
     read_span(bytes, copy.passed, sizeof(uint32_t));
     promise(copy.passed.count <= MAX_PASSED);
+    read_span(bytes, copy.joined, sizeof(uint32_t));
+    promise(copy.joined.count <= MAX_JOINED);
+    read_span(bytes, copy.clocks, 1);
     read_span(bytes, copy.rlimits, sizeof(struct limit));
     read_span(bytes, copy.filter, FILTER_SIZE);
     for (uint32_t i = 0; i < copy.rules.count; i++)

@@ -13,7 +13,7 @@ import pytest
 from system.helpers import caller, is_readable, running_caller, told
 
 import container
-from container import Config, Container, Mount, Namespaces, Process, Rlimit, _launcher
+from container import Config, Container, Join, Mount, Namespaces, Process, Rlimit, _launcher
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -116,6 +116,19 @@ def uses_blank_for_much() -> bool:
 
 def test_what_a_process_asks_for_is_done_to_it_too(blank: int) -> None:
     assert any(uses_blank_for_much() for _ in range(20))
+
+
+@pytest.mark.needs("root")
+def test_a_start_that_joins_a_namespace_does_not() -> None:
+    with Container() as other:
+        other.run(Process(["sleep", "1000"]))
+        for _ in range(20):
+            # Of the kind that a start is which makes no network namespace of its own.
+            container.run(["true"], config=Config(namespaces=Namespaces(net=False)), check=True)
+            await_blank()
+            with Container(Config(namespaces=Namespaces(net=Join(container=other)))) as box:
+                box.run(Process(["sleep", "1000"]))
+                assert os.stat(f"/proc/{box.pid}/ns/net") == os.stat(f"/proc/{other.pid}/ns/net")
 
 
 @pytest.mark.needs("root")

@@ -333,14 +333,12 @@ def test_a_bad_value_is_named(name: str) -> None:
 
 
 def test_what_is_not_supported_yet_is_named() -> None:
-    for make, field in (
-        (lambda: Config(hooks=None), "hooks"),  # type: ignore[call-arg]
-        (lambda: Namespaces(net="/proc/1/ns/net"), "net"),  # type: ignore[arg-type]
-        (lambda: Config(namespaces=Namespaces(pid=False)), "namespaces.pid"),
-    ):
-        with pytest.raises(UnsupportedError) as caught:
-            make()
-        assert caught.value.field == field
+    with pytest.raises(UnsupportedError) as caught:
+        Config(hooks=None)  # type: ignore[call-arg]
+    assert caught.value.field == "hooks"
+    with pytest.raises(UnsupportedError) as caught:
+        Config(namespaces=Namespaces(pid=False))
+    assert caught.value.field == "namespaces.pid"
 
 
 def test_a_secret_in_the_environment_is_in_no_error() -> None:

@@ -64,8 +64,17 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
     assert list(EVERY_STEP.values()) == list(range(1, len(EVERY_STEP) + 1))
     order = [
         *("rights", "request", "target", "lease", "cgroup", "clone", "id-maps", "oom-score"),
-        *("sources", "scheduling", "sync", "join", "pid-namespace", "setup-ids", "session"),
-        *("network", "handover", "mount-namespace", "hostname", "filesystem", "terminal", "pivot"),
+        *("sources", "scheduling", "sync", "join", "pid-namespace", "time", "setup-ids"),
+        *(
+            "session",
+            "network",
+            "handover",
+            "mount-namespace",
+            "hostname",
+            "filesystem",
+            "terminal",
+            "pivot",
+        ),
         *("lock-mounts", "gate", "rlimits", "seccomp-early", "bounding", "ids", "capabilities"),
         *("no-new-privs", "cwd", "init", "fds", "landlock", "seccomp", "exec"),
     ]

@@ -33,7 +33,7 @@ LEAVES = {"_devices", "_hints", "_ids", "_labels", "_landlock", "_rootfs", "_tre
 
 DOOR = WORDS | LEAVES | {"_launcher"}
 
-MIDDLE = DOOR | {"_accounts", "_identity", "_plan", "_streams", "_process"}
+MIDDLE = DOOR | {"_accounts", "_identity", "_plan", "_shared", "_streams", "_process"}
 
 ARROWS = {
     "_errors": set[str](),
@@ -47,8 +47,9 @@ ARROWS = {
     "_rootfs": WORDS | {"_devices", "_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
     "_accounts": DOOR,
-    "_identity": DOOR,
-    "_plan": DOOR | {"_accounts", "_identity"},
+    "_shared": DOOR,
+    "_identity": DOOR | {"_shared"},
+    "_plan": DOOR | {"_accounts", "_identity", "_shared"},
     "_streams": DOOR,
     "_process": DOOR | {"_streams"},
     "_join": MIDDLE,

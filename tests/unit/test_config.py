@@ -35,6 +35,7 @@ from container._config import (
     ContainerState,
     HostRoot,
     IDMapping,
+    Join,
     Mount,
     MountFlags,
     Namespaces,
@@ -310,9 +311,12 @@ def test_a_namespace_is_a_bool(value: Any) -> None:
         assert error.field == field.name
 
 
-def test_joining_a_namespace_is_unsupported_and_named() -> None:
+def test_a_path_is_a_namespace_to_join() -> None:
     for path in ("/proc/1/ns/net", Path("/proc/1/ns/net")):
-        assert unsupported_field(Namespaces, net=path) == "net"
+        namespaces = Namespaces(net=path)
+        assert namespaces.net == Join(path="/proc/1/ns/net")
+        assert namespaces.joined() == {"net": namespaces.net}
+        assert namespaces.clone_flags() == Namespaces(net=False).clone_flags()
 
 
 def test_a_config_needs_a_mount_and_a_pid_namespace() -> None:
