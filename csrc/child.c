@@ -43,8 +43,8 @@ static void insert_sorted(int *fds, uint32_t count, int fd)
 
 long close_all_but_own(const struct child *child)
 {
-    const int others[] = {child->filesystem.late, child->target,  child->target_root,
-                          child->status,          child->program, child->cgroup};
+    const int others[] = {child->filesystem.late, child->target, child->target_root, child->status,
+                          child->program,         child->cgroup, child->cgroup_space};
     int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0] + MAX_PASSED] = {child->sync};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
@@ -622,6 +622,7 @@ void run_child(void *argument)
     prepare_child(child, arena);
     child->target = 0;
     child->target_root = 0;
+    child->cgroup_space = 0;
     run_steps(child, CHILD_SEQUENCE, STEP_COUNT_OF_CHILD);
 }
 

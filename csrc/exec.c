@@ -55,7 +55,9 @@ static long set_own_oom_score(struct child *child)
 /* Root and working directory become those of the mount namespace. */
 static long join_namespaces(struct child *child)
 {
-    uint64_t join = child->join & ~(uint64_t)CLONE_NEWCGROUP; /* see join_cgroup_namespace() */
+    uint64_t join = child->join;
+    if (child->cgroup_space > 0)
+        join &= ~(uint64_t)CLONE_NEWCGROUP; /* see join_cgroup_namespace() */
     return join == 0 ? 0 : sys(__NR_setns, child->target, join);
 }
 
@@ -81,13 +83,17 @@ static long enter_pid_namespace(struct child *child)
     exit_process(0);
 }
 
-/* In there already, or a mount with nsdelegate would not let us in. */
+/* In there already, or a mount with nsdelegate would not let us in. By an fd of the namespace: the
+ * target is out of reach here where it is an init, whose memory belongs to the host. */
 static long join_cgroup_namespace(struct child *child)
 {
+    long result = 0;
+    if (child->cgroup_space > 0)
+        result = sys(__NR_setns, child->cgroup_space, CLONE_NEWCGROUP); /* it goes with execve */
     if (child->cgroup > 0)
         (void)close_fd(child->cgroup); /* the host's */
     child->cgroup = 0;
-    return child->join & CLONE_NEWCGROUP ? sys(__NR_setns, child->target, CLONE_NEWCGROUP) : 0;
+    return result;
 }
 
 /* Orphans of what the command starts become its children, until it ends: so that who ends it in
@@ -217,6 +223,11 @@ static long find_target(struct arena *arena, struct container **ret_container)
     if (root < 0)
         return root;
     child->target_root = (int)root;
+    child->cgroup_space = 0;
+    if (container != NULL && container->cgroup > 0 && start->clone_flags & CLONE_NEWCGROUP) {
+        long space = open_proc(container->pid, "ns/cgroup", O_RDONLY);
+        child->cgroup_space = space < 0 ? 0 : (int)space; /* then it is tried with the others */
+    }
     *ret_container = container;
     return 0;
 }
@@ -338,6 +349,8 @@ long exec_process(struct arena *arena, struct progress *progress)
     result = clone_exec(container, progress);
     if (arena->child.target_root > 0)
         (void)close_fd(arena->child.target_root);
+    if (arena->child.cgroup_space > 0)
+        (void)close_fd(arena->child.cgroup_space);
     if (result < 0)
         return result;
     container->pid = (int32_t)result;

@@ -73,6 +73,7 @@ struct child {
     int target;        /* exec: the pidfd of the process that is joined; 0: none */
     int target_root;   /* exec: what is / there, where a mount namespace does not say it; 0 */
     int cgroup;        /* exec: that of the container; 0: none */
+    int cgroup_space;  /* exec: its namespace, where it is joined from inside; 0: none */
     uint64_t join;     /* exec: CLONE_NEW* */
     int32_t successor; /* exec: the process that goes on inside, once there is one */
     volatile int32_t listener;      /* of the filter, once it is loaded; 0 */

@@ -42,6 +42,7 @@ from container import (
     LaunchError,
     Namespaces,
     Process,
+    Resources,
     Rlimit,
     State,
     _launcher,
@@ -384,6 +385,9 @@ SAME_TOO = ("NoNewPrivs", "Seccomp", "Seccomp_filters", "SigBlk", "SigIgn", "Sig
         Config(capabilities=Capabilities.all()),
         Config(no_new_privileges=False),
         Config(namespaces=Namespaces(time=True, net=False)),
+        pytest.param(
+            Config(resources=Resources()), marks=pytest.mark.needs("root", "cgroup2"), id="cgroup"
+        ),
     ],
 )
 def test_a_command_is_what_the_payload_is_and_not_what_its_init_is(config: Config) -> None:
