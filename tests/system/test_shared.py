@@ -21,6 +21,7 @@ from system.helpers import namespaces_of, parse_status, python
 
 import container
 from container import (
+    DEVNULL,
     PIPE,
     Config,
     ConfigError,
@@ -31,6 +32,7 @@ from container import (
     LaunchError,
     Namespaces,
     Process,
+    Resources,
     StateError,
     UnsupportedError,
     _launcher,
@@ -560,3 +562,16 @@ def test_the_step_that_fails_is_named(
             container.run(["true"], config=config)
         assert caught.value.step == step
     container.run(["true"], config=config, check=True)
+
+
+@pytest.mark.needs("root", "cgroup2", "idmap")
+def test_who_shares_has_limits_of_its_own_and_commands_are_under_them(box: Container) -> None:
+    config = Config(namespaces=sharing(box, "user", "net").namespaces, resources=Resources())
+    with idle(config) as other:
+        place = Path(f"/proc/{other.pid}/cgroup").read_text().splitlines()[-1]
+        assert place != Path(f"/proc/{box.pid}/cgroup").read_text().splitlines()[-1]
+        command = other.exec(ExecConfig(["sleep", "1000"], stdout=DEVNULL, stderr=DEVNULL))
+        assert Path(f"/proc/{command.pid}/cgroup").read_text().splitlines()[-1] == place
+        assert namespaces_of(command.pid or 0) == spaces(other)
+        command.kill()
+        command.wait()
