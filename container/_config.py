@@ -1145,8 +1145,8 @@ class Config(_Checked):
     ``apparmor_profile`` (one that is loaded) and ``selinux_label`` are those of the program, from
     its execve on; `UnsupportedError` where the kernel runs without that module. ``landlock``
     confines it further, by path. ``time_offsets`` are seconds or timedeltas by which the clocks
-    ``"monotonic"`` and ``"boottime"`` of a new time namespace differ from the caller's; without
-    ``Process.init`` they take Linux 6.1.
+    ``"monotonic"`` and ``"boottime"`` of a new time namespace differ from the caller's; they
+    take Linux 6.3.
     confines it further, by path.
 
     ``resources`` are limits, by a control group of the container's own, which ``Resources()``

@@ -161,7 +161,7 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     if alone and _may_share_memory(flags, foundation.base.clone_flags):
         flags |= StartFlag.SHARE_MEMORY
     request = _plan_process(process, account, foundation, flags, caller.files)
-    request.clocks = _clocks(config, init=process.init)
+    request.clocks = _clocks(config)
     joined = in_order(config.namespaces.joined())
     request.joined = [NAMESPACE_FLAGS[name] for name, _ in joined]
     if isinstance(config.namespaces.user, Join):
@@ -169,10 +169,10 @@ def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Call
     return Plan(request, foundation.identity, joined)
 
 
-def _clocks(config: Config, *, init: bool) -> bytes:
-    if config.time_offsets and not init and _kernel() < (6, 1):
+def _clocks(config: Config) -> bytes:
+    if config.time_offsets and _kernel() < (6, 3):  # execve leaves the program where it was
         raise UnsupportedError(
-            "the first process of a container has them from Linux 6.1 on, or with Process.init",
+            "shifted clocks need Linux 6.3",
             field="config.time_offsets",
         )
     lines = []

@@ -36,6 +36,7 @@ from container import (
     StateError,
     UnsupportedError,
     _launcher,
+    _plan,
 )
 
 pytestmark = pytest.mark.needs("userns")
@@ -463,7 +464,7 @@ def clocks_inside(offsets: dict[str, Any], **options: Any) -> tuple[float, float
     return monotonic - time.clock_gettime(1), boottime - time.clock_gettime(7)
 
 
-@pytest.mark.needs("kernel>=6.1")
+@pytest.mark.needs("kernel>=6.3")
 @pytest.mark.parametrize("init", [False, True])
 def test_clocks_are_shifted_by_what_was_asked_for(init: bool) -> None:
     offsets = {"monotonic": 86_400, "boottime": timedelta(days=10, seconds=0.5)}
@@ -474,7 +475,7 @@ def test_clocks_are_shifted_by_what_was_asked_for(init: bool) -> None:
     assert clocks_inside({"monotonic": 5e8}, init=init)[0] > 4e8
 
 
-@pytest.mark.needs("kernel>=6.1")
+@pytest.mark.needs("kernel>=6.3")
 def test_a_command_has_the_shifted_clocks_too() -> None:
     config = Config(namespaces=Namespaces(time=True), time_offsets={"boottime": 1e6})
     with idle(config) as box:
@@ -497,12 +498,26 @@ def test_clocks_that_cannot_be_are_errors() -> None:
         assert caught.value.field.startswith("time_offsets")
     with pytest.raises(ConfigError, match=r"namespaces\.time"):
         Config(time_offsets={"monotonic": 1})
+
+
+@pytest.mark.needs("kernel>=6.3")
+def test_a_clock_that_would_begin_before_zero_is_an_error() -> None:
     with pytest.raises(LaunchError) as failed:
-        clocks_inside({"monotonic": -1e9})  # before it began
+        clocks_inside({"monotonic": -1e9})
     assert failed.value.step == "time"
 
 
-@pytest.mark.needs("rootless", "kernel>=6.1")
+def test_clocks_are_refused_where_a_program_would_not_get_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_plan, "_kernel", lambda: (6, 2))
+    for init in (False, True):
+        with pytest.raises(UnsupportedError) as caught:
+            clocks_inside({"monotonic": 1}, init=init)
+        assert caught.value.field == "config.time_offsets"
+
+
+@pytest.mark.needs("rootless", "kernel>=6.3")
 def test_an_ordinary_user_shifts_clocks_too(as_user: OrdinaryUser) -> None:
     done = as_user(
         f"""
@@ -518,7 +533,7 @@ def test_an_ordinary_user_shifts_clocks_too(as_user: OrdinaryUser) -> None:
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-@as_root
+@pytest.mark.needs("root", "idmap", "kernel>=6.3")
 def test_who_joins_a_time_namespace_has_its_clocks() -> None:
     config = Config(namespaces=Namespaces(time=True), time_offsets={"boottime": 1e6})
     with idle(config) as box:
