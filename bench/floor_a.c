@@ -229,6 +229,9 @@ static void mount_file_systems(void)
 
 static void bind_devices(void)
 {
+    /* A remount would clear the other flags, too, and may not: the host's are locked. */
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY, .propagation = MS_PRIVATE};
+
     for (size_t i = 0; i < ARRAY_LEN(device_names); i++) {
         char host_path[32] = "/dev/";
         const char *target = host_path + 1;
@@ -236,7 +239,7 @@ static void bind_devices(void)
         strcat(host_path, device_names[i]);
         check(host_path, mknod(target, S_IFREG | 0644, 0));
         check(host_path, mount(host_path, target, NULL, MS_BIND, NULL));
-        check(host_path, mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL));
+        check(host_path, mount_setattr(AT_FDCWD, target, 0, &attributes, sizeof(attributes)));
     }
 }
 
