@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,12 @@ def children_of(pid: int) -> set[int]:
 def blanks() -> set[int]:
     """Children of the launcher in a PID namespace of their own that are nobody's container."""
     launcher = _launcher.launcher_pid()
-    return {pid for pid in children_of(launcher) if _launcher._is_blank(pid)}
+    found = set()
+    for pid in children_of(launcher):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if _launcher._is_blank(pid):
+                found.add(pid)
+    return found
 
 
 def await_blank() -> int:
