@@ -72,6 +72,9 @@ class Watch:
     def close(self) -> None:
         self._stack.close()
 
+    def __del__(self) -> None:  # of one whose events nobody has asked for
+        self._stack.close()
+
     def _open(self, name: str) -> None:
         with suppress(FileNotFoundError):  # no such controller
             fd = os.open(os.path.join(self._directory, name), os.O_RDONLY | os.O_CLOEXEC)
@@ -121,12 +124,18 @@ class Watch:
 
 
 def follow(directory: str, child: Child, timeout: float | None) -> Iterator[ContainerEvent]:
-    """Events until the end of the container, or until ``timeout`` seconds have passed."""
+    """Events from now on, whenever the first is asked for, until the end of the container, or until
+    ``timeout`` seconds have passed.
+    """
     deadline = None if timeout is None else monotonic() + timeout
     try:
         watch = Watch(directory, child)
     except OSError as error:
         raise CgroupError(f"cannot read {error.filename!r}: {error.strerror}") from error
+    return _events(watch, child, deadline)
+
+
+def _events(watch: Watch, child: Child, deadline: float | None) -> Iterator[ContainerEvent]:
     try:
         while True:
             child.receive()

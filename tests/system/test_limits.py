@@ -544,6 +544,21 @@ def test_events_tell_of_memory_and_of_processes() -> None:
 
 
 @limited
+def test_events_are_those_since_they_were_asked_for_not_since_the_first_is_taken() -> None:
+    program = "read x; (true & wait); read x"
+    with Container(Config(resources=Resources(pids=PidsResources(max=2)))) as box:
+        box.run(Process(["sh", "-c", program], stdin=container.PIPE, stderr=container.DEVNULL))
+        events = box.events(timeout=0)
+        box.events()  # nobody takes any: the leak guard sees that it holds no file
+        assert box.stdin is not None
+        box.stdin.write(b"\n")
+        box.stdin.flush()
+        await_that(lambda: (pids := box.stats().pids) is not None and pids.refused == 1)
+        (event,) = events
+        assert (event.kind, event.count) == (container.EventKind.PIDS_MAX, 1)
+
+
+@limited
 def test_events_tell_of_throttling() -> None:
     with Container(Config(resources=Resources(cpu=CPUResources(quota=10000)))) as box:
         box.run(Process(SPIN))
