@@ -85,6 +85,7 @@ class Container:
         # Held while the state changes by our own doing; a signal handler may destroy() meanwhile.
         self._lock = threading.RLock()
         self._child: Child | None = None
+        self._host: Host | None = None  # for `exec`
         self._members: list[Child] = []  # what `exec` has started
         self._members_lock = threading.Lock()
         self._destroyed = False
@@ -237,13 +238,15 @@ class Container:
         capture: tuple[int | str | None, str],
         text: tuple[bool, str | None, str | None],
     ) -> ExecProcess:
-        wanted = parse_exec(config)
         manner = Manner(parse_text_mode(*text), parse_capture(*capture), monotonic())
         child = self._used_child()
+        host = self._host
+        if host is None:
+            host = self._host = Host(self.config, self._process, self._plan, child)
         if self._state(child) != State.RUNNING:
+            parse_exec(config)  # what is wrong with it comes first
             self._refuse("exec in", child)
-        host = Host(self.config, self._process, self._plan, child)
-        process = run_member(host, wanted, manner, parse_namespaces(names))
+        process = run_member(host, config, manner, parse_namespaces(names))
         with self._members_lock:  # it lives on when nobody holds on to it here
             self._members = [member for member in self._members if not member.over]
             self._members.append(process.child)

@@ -2,8 +2,9 @@
 """One more program in a container that runs: the plan and the start."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from errno import ENOMEM, EPERM, ESRCH
+from resource import RLIMIT_NOFILE, getrlimit
 from time import monotonic
 
 from container._capabilities import to_mask
@@ -33,7 +34,10 @@ from container._tree import end_tree
 
 NO_ROWS = RowTable(())
 GONE = (None, ESRCH, ENOMEM)  # what a namespace says that is being taken down
+ALL_NAMESPACES = frozenset(NAMESPACE_FLAGS)
 _PATIENCE = 5.0  # seconds until a container that dies is dead
+_MOST_KEPT = 64  # plans of a container
+_MOST_TEXT = 4096  # characters of arguments of one that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ def parse_exec(config: ExecConfig | Sequence[StrPath]) -> ExecConfig:
 def parse_namespaces(names: Collection[str] | None, field: str = "namespaces") -> frozenset[str]:
     """The namespaces to join: None for all; `ConfigError` for one that there is not, or none."""
     if names is None:
-        return frozenset(NAMESPACE_FLAGS)
+        return ALL_NAMESPACES
     if isinstance(names, str) or not isinstance(names, Collection):
         raise ConfigError(f"expected a set of names, got {type(names).__name__}", field=field)
     for name in names:
@@ -78,6 +82,48 @@ class Host:
     process: Process
     plan: Plan
     child: Child
+    kept: dict[object, "_Kept"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The plan of a command that was run lately, most of which are run again.
+
+    Not of one with an environment, whose values are secrets, nor with a user, whose name may be
+    another's by now.
+    """
+
+    given: object
+    wanted: ExecConfig
+    plan: Plan
+
+
+def plan_lately(
+    host: Host, config: ExecConfig | Sequence[StrPath], names: frozenset[str]
+) -> tuple[ExecConfig, Plan]:
+    """What is wanted, and `plan_member` of it, as it was kept where it still holds."""
+    key: object = None
+    if isinstance(config, ExecConfig):
+        key = (id(config), names, getrlimit(RLIMIT_NOFILE))
+    elif isinstance(config, list | tuple) and all(type(arg) is str for arg in config):
+        key = (tuple(config), names, getrlimit(RLIMIT_NOFILE))
+    kept = host.kept.get(key)
+    if kept is not None and (kept.given is None or kept.given is config):
+        return kept.wanted, kept.plan
+    wanted = parse_exec(config)
+    plan = plan_member(host, wanted, names)
+    if key is not None and _may_be_kept(host, wanted):
+        if len(host.kept) >= _MOST_KEPT:
+            host.kept.clear()
+        given = config if isinstance(config, ExecConfig) else None
+        host.kept[key] = _Kept(given, wanted, plan)
+    return wanted, plan
+
+
+def _may_be_kept(host: Host, wanted: ExecConfig) -> bool:
+    named = wanted.user is not None or host.process.user is not None
+    short = sum(len(str(arg)) for arg in wanted.args) <= _MOST_TEXT
+    return short and not named and not wanted.env
 
 
 def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
@@ -116,10 +162,10 @@ def plan_member(host: Host, wanted: ExecConfig, names: frozenset[str]) -> Plan:
 
 def refuse_labels(config: Config) -> None:
     """They are written by rows, of which an exec has none: it would run without that wall."""
-    for field in ("apparmor_profile", "selinux_label"):
-        if getattr(config, field) is not None:
+    for name in ("apparmor_profile", "selinux_label"):
+        if getattr(config, name) is not None:
             raise UnsupportedError(
-                "commands cannot be given the label of their container yet", field=field
+                "commands cannot be given the label of their container yet", field=name
             )
 
 
@@ -171,10 +217,13 @@ def with_capabilities(base: Base, wanted: ExecConfig) -> Base:
 
 
 def run_member(
-    host: Host, wanted: ExecConfig, manner: Manner, names: frozenset[str]
+    host: Host,
+    config: ExecConfig | Sequence[StrPath],
+    manner: Manner,
+    names: frozenset[str],
 ) -> ExecProcess:
     """Run a command in a container; returns once it runs."""
-    plan = plan_member(host, wanted, names)
+    wanted, plan = plan_lately(host, config, names)
 
     def end(pid: int, pidfd: int) -> None:
         if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it

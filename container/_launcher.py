@@ -1292,7 +1292,7 @@ def join_process(
     Only the launcher that made the container can; one that is gone has taken it along. What has not
     started by ``deadline`` (of `time.monotonic`) is killed.
     """
-    data = encode_start(request, maps, (), by_fd=True, pipes=pipes)
+    data = request.encode(maps, (), by_fd=True, pipes=pipes)
     try:
         child = owner.launcher.start(data, (), stdio)
     except _Gone:
