@@ -34,6 +34,7 @@ LAUNCHER_SOURCES = [
         "request",
         "rights",
         "runtime",
+        "spare",
         "start",
         "terminal",
         "walls",

@@ -478,7 +478,8 @@ class Child:
         elif report.kind == lib.REPORT_CREATED:
             self.created = True
         elif report.kind == lib.REPORT_STARTED:
-            self.started = True
+            self.pidfd = self.pidfd if fd is None else above_stdio(fd)
+            self.pid, self.serial, self.started = report.pid, report.serial, True
         elif report.kind == lib.REPORT_FAILED:
             step = STEPS.get(report.step, "launcher")
             oom_kills = _known(report.oom_kills)

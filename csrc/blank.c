@@ -10,7 +10,7 @@
 
 enum { MOST_KINDS = 4, MAPS_SIZE = 256 };
 
-/* In milliseconds: after a start, so as not to be in its way; without any event. */
+/* In milliseconds: while something starts, so as not to be in its way; without any event. */
 enum { REFILL_PATIENCE = 2, IDLE_PATIENCE = 250 };
 
 /* What a child's steps up to STEP_HANDOVER look at. */
@@ -63,7 +63,7 @@ static struct kind *find_kind(const struct request *request)
 }
 
 /* A child that failed or was killed meanwhile is no use; its end is on its way to us. */
-static int is_well(const struct container *blank)
+int is_well(const struct container *blank)
 {
     struct pollfd_record poll = {.fd = blank->sync};
     struct {
@@ -95,21 +95,25 @@ void forget_blank(const struct container *blank)
     }
 }
 
-static void drop_blank(struct kind *kind)
+void drop_child(struct container *blank)
 {
-    struct container *blank = kind->blank;
-    kind->wanted = 0;
-    if (blank == NULL)
-        return;
     kill_container(blank, SIGKILL);
     if (sys(__NR_wait4, blank->pid, 0, WALL, 0) == blank->pid)
         free_container(blank);
+}
+
+static void drop_blank(struct kind *kind)
+{
+    kind->wanted = 0;
+    if (kind->blank != NULL)
+        drop_child(kind->blank);
 }
 
 void drop_blanks(void)
 {
     for (int i = 0; i < MOST_KINDS; i++)
         drop_blank(&kinds[i]);
+    drop_spares();
 }
 
 /* The place of a new kind: the one that was not used for the longest time. */
@@ -152,16 +156,16 @@ static struct kind *find_lack(void)
 }
 
 /* For how long to wait for an event before make_blanks(): milliseconds, -1 for ever. */
-int blank_patience(int after_start)
+int blank_patience(int busy)
 {
     if (launcher.ending || launcher.retired)
         drop_blanks();
-    if (find_lack() != NULL)
-        return after_start ? REFILL_PATIENCE : 0;
+    if (find_lack() != NULL || lacks_spare())
+        return busy ? REFILL_PATIENCE : 0;
     for (int i = 0; i < MOST_KINDS; i++)
         if (kinds[i].blank != NULL)
             return IDLE_PATIENCE;
-    return -1;
+    return has_spare() ? IDLE_PATIENCE : -1;
 }
 
 /* A request with what the first steps look at, and nothing else. */
@@ -207,6 +211,8 @@ void make_blanks(void)
     struct kind *lack = find_lack();
     if (lack != NULL)
         make_blank(lack);
+    else if (lacks_spare())
+        make_spare();
     else
         drop_blanks();
 }

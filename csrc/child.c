@@ -21,7 +21,7 @@ static const char *text(const struct child *child, uint32_t offset)
 
 /* Close what the launcher had open, but for `keep` (ascending): the channels of other containers
  * are nobody else's business, and a copy of them would hide their end. */
-static long close_all_but(const int *keep, uint32_t count)
+long close_all_but(const int *keep, uint32_t count)
 {
     uint32_t from = FD_CALLER; /* 0 to 2 are /dev/null */
     long result = 0;
@@ -48,7 +48,8 @@ long close_all_but_own(const struct child *child)
     int keep[STDIO_COUNT + 1 + sizeof others / sizeof others[0] + MAX_PASSED] = {child->sync};
     uint32_t count = 1;
     for (uint32_t i = 0; i < STDIO_COUNT; i++)
-        insert_sorted(keep, count++, child->stdio[i]);
+        if (child->stdio[i] >= 0) /* < 0: they come later */
+            insert_sorted(keep, count++, child->stdio[i]);
     for (uint32_t i = 0; i < sizeof others / sizeof others[0]; i++)
         if (others[i] > 0)
             insert_sorted(keep, count++, others[i]);

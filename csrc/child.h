@@ -14,6 +14,7 @@ void run_steps(struct child *child, const struct child_step *steps, size_t count
 void run_after(struct child *child, enum step step);
 
 void prepare_child(struct child *child, struct arena *arena);
+long close_all_but(const int *keep, uint32_t count);
 long close_all_but_own(const struct child *child);
 long die_with_launcher(const struct child *child);
 long become_root_of_namespace(struct child *child);

@@ -65,6 +65,7 @@ void free_container(struct container *container)
     close_fds(&container->status, 1);
     close_watched(&container->channel);
     forget_blank(container);
+    forget_spare(container);
     if (!remove_cgroup(container) && container->phase != PHASE_LEFT &&
         await_empty_cgroup(container)) {
         container->phase = PHASE_LEFT;
@@ -77,7 +78,13 @@ void free_container(struct container *container)
 }
 
 /* The pidfd goes out at the start, while the child works: the caller can then kill even what has
- * taken its death signal off, should the launcher die. */
+ * taken its death signal off, should the launcher die. What was a spare can have done so only once
+ * it runs, and is told of only then. */
+static enum report_kind first_report(const struct container *container)
+{
+    return container->was_spare ? REPORT_STARTED : REPORT_CLONED;
+}
+
 void report_progress(const struct container *container, enum report_kind kind)
 {
     struct report report = {.kind = kind,
@@ -85,7 +92,8 @@ void report_progress(const struct container *container, enum report_kind kind)
                             .row = -1,
                             .value = launcher.guard,
                             .serial = container->serial};
-    send_report(container->channel, &report, kind == REPORT_CLONED ? container->pidfd : -1);
+    send_report(container->channel, &report,
+                kind == first_report(container) ? container->pidfd : -1);
 }
 
 /* What belongs to the caller goes on to it: we keep no copy, which would hold up a hangup. */

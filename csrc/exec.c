@@ -61,6 +61,8 @@ static long join_namespaces(struct child *child)
     return join == 0 ? 0 : sys(__NR_setns, child->target, join);
 }
 
+enum { MOST_PENDING = 128 };
+
 static void run_successor(void *arena);
 
 /* The end of a process that may not be seen inside, once there is one that may. */
@@ -143,6 +145,29 @@ static long enter_root(struct child *child)
     return result;
 }
 
+/* A spare child (spare.c) has been made before there was anything to run. */
+static long await_program(struct child *child)
+{
+    uint64_t every_signal = ~0ull, none[2] = {0, 0};
+    struct message message;
+    uint8_t byte;
+    long result;
+    if (!child->is_spare)
+        return 0;
+    result = close_all_but(&child->sync, 1);
+    if (result == 0)
+        result = receive_message(child->sync, &byte, 1, 0, &message);
+    if (result == 0 && message.fd_count != STDIO_COUNT)
+        result = -EPROTO;
+    if (result < 0)
+        return result;
+    memcpy(child->stdio, message.fds, sizeof child->stdio);
+    for (int i = 0; i < MOST_PENDING; i++) /* they were blocked, and not meant for the program */
+        if (sys(__NR_rt_sigtimedwait, &every_signal, 0, none, sizeof every_signal) < 0)
+            break;
+    return 0;
+}
+
 static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_SYNC, leave_launcher},
     {STEP_OOM_SCORE, set_own_oom_score},
@@ -160,6 +185,7 @@ static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_IDS, set_ids},
     {STEP_CAPABILITIES, set_capabilities},
     {STEP_NO_NEW_PRIVS, forbid_new_privileges},
+    {STEP_HANDOVER, await_program},
     {STEP_CWD, enter_cwd},
     {STEP_FDS, place_fds},
     {STEP_LANDLOCK, confine_by_rules},
@@ -291,6 +317,7 @@ static long clone_exec(struct container *container, struct progress *progress)
     if (result < 0)
         return result;
     prepare_child(&arena->child, arena);
+    arena->child.is_spare = arena->request.channel < 0;
     arena->child.sync = sync[1];
     memcpy(arena->child.stdio, arena->request.stdio, sizeof arena->child.stdio);
     result = clone_member(container, progress);
@@ -317,24 +344,14 @@ static void watch_exec(struct container *container)
     kill_container(container, SIGKILL);
 }
 
-long exec_process(struct arena *arena, struct progress *progress)
+/* A process in the namespaces of `target`, or of one that is not ours. */
+static long make_member(struct arena *arena, struct progress *progress, struct container **ret)
 {
     const struct start *start = arena->request.start;
-    struct container *target = NULL, *container;
-    long result = begin_step(progress, start, STEP_TARGET);
-    if (result == 0)
-        result = find_target(arena, &target);
-    if (result == 0)
-        result = begin_step(progress, start, STEP_CLONE);
-    if (result < 0)
-        return result;
-    container = find_slot();
+    struct container *container = find_slot();
+    long result;
     if (container == NULL)
         return -EAGAIN;
-    /* No PID namespace ends what it leaves behind, with these ids. */
-    if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
-        target->keeps_slot = 1;
-    give_pipes(&arena->request, target != NULL && target->flags & START_LEASE ? target->slot : -1);
     *container = (struct container){.arena = arena,
                                     .pidfd = -1,
                                     .payload = -1,
@@ -347,17 +364,86 @@ long exec_process(struct arena *arena, struct progress *progress)
                                     .flags = start->flags};
     arena->progress = (struct progress){.row = -1};
     result = clone_exec(container, progress);
+    if (result < 0)
+        return result;
+    container->pid = (int32_t)result;
+    launcher.alive++;
+    *ret = container;
+    return 0;
+}
+
+/* What find_target() has opened. */
+static void close_target(const struct arena *arena)
+{
     if (arena->child.target_root > 0)
         (void)close_fd(arena->child.target_root);
     if (arena->child.cgroup_space > 0)
         (void)close_fd(arena->child.cgroup_space);
+}
+
+/* See spare.c. */
+long clone_spare(struct arena *arena, struct progress *progress, struct container **ret)
+{
+    struct container *target;
+    long result = find_target(arena, &target);
     if (result < 0)
         return result;
-    container->pid = (int32_t)result;
+    result = make_member(arena, progress, ret);
+    close_target(arena);
+    if (result < 0)
+        return result;
+    (*ret)->phase = PHASE_BLANK;
+    return 0;
+}
+
+/* The rest of the request to a child that waits for one of its kind; 0 where there is none. */
+static int use_spare(struct arena *arena)
+{
+    struct request *request = &arena->request;
+    struct container *spare = take_spare(request);
+    if (spare == NULL)
+        return 0;
+    memcpy(spare->arena->bytes, request->bytes, request->start->size);
+    if (send_message(spare->sync, "", 1, request->stdio, STDIO_COUNT) < 0) {
+        drop_child(spare); /* it was killed this moment */
+        return 0;
+    }
+    kill_container(spare, SIGCONT); /* somebody may have stopped it, not knowing for what */
+    spare->was_spare = 1;
+    spare->phase = PHASE_STARTING;
+    spare->channel = request->channel;
+    request->channel = -1;
+    close_request(request);
+    close_target(arena);
+    release_arena(arena);
+    watch_exec(spare);
+    return 1;
+}
+
+long exec_process(struct arena *arena, struct progress *progress)
+{
+    const struct start *start = arena->request.start;
+    struct container *target = NULL, *container;
+    long result = begin_step(progress, start, STEP_TARGET);
+    if (result == 0)
+        result = find_target(arena, &target);
+    if (result == 0)
+        result = begin_step(progress, start, STEP_CLONE);
+    if (result < 0)
+        return result;
+    /* No PID namespace ends what it leaves behind, with these ids. */
+    if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
+        target->keeps_slot = 1;
+    give_pipes(&arena->request, target != NULL && target->flags & START_LEASE ? target->slot : -1);
+    if (use_spare(arena))
+        return 0;
+    result = make_member(arena, progress, &container);
+    close_target(arena);
+    if (result < 0)
+        return result;
     container->phase = PHASE_STARTING;
     container->channel = arena->request.channel;
     arena->request.channel = -1;
-    launcher.alive++;
     report_progress(container, REPORT_CLONED);
     close_request(&arena->request);
     watch_exec(container);

@@ -83,6 +83,7 @@ struct child {
     int meeting[2];                 /* socket pair of an init and its payload */
     int passed[MAX_PASSED];
     uint32_t passed_count;
+    int is_spare; /* exec: it waits for the program */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;

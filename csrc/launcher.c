@@ -26,6 +26,7 @@
  *   child -> launcher   it is dumpable (one byte; without root only)            STEP_SYNC
  *   launcher -> child   its ids are mapped                                      STEP_SYNC
  *   launcher -> child   the request is there (fds: stdio, copies of mounts)     STEP_HANDOVER
+ *                       (of an exec: to a spare child only, fds: stdio; spare.c)
  *   child -> launcher   the container is created (one byte)                     STEP_GATE
  *   launcher -> child   start (one byte)                                        STEP_GATE
  *   child -> launcher   EOF: execve, or death
@@ -218,21 +219,25 @@ static long set_up(void)
 
 static _Noreturn void launcher_main(void)
 {
-    int started = 0;
+    int busy = 0;
     if (set_up() < 0)
         exit_process(1);
     /* One event at a time: handling one may free the container that the next would name. */
     while (launcher.alive > 0 || !(launcher.ending || launcher.closed)) {
         struct epoll_record record;
-        int patience = blank_patience(started);
-        long count = sys(__NR_epoll_pwait, launcher.epoll, &record, 1, patience, 0, 0);
+        int patience = blank_patience(busy);
+        uint32_t alive = launcher.alive;
+        long count;
+        if (patience == 0)
+            (void)sys(__NR_sched_yield, 0); /* first, who was told of the end */
+        count = sys(__NR_epoll_pwait, launcher.epoll, &record, 1, patience, 0, 0);
         if (count == 1)
             handle_event(record.data);
         else if (count == 0)
             make_blanks();
         else if (count != -EINTR)
-            exit_process(1); /* children die with us */
-        started = count == 1 && record.data >> 32 == EVENT_CALLER;
+            exit_process(1);                          /* children die with us */
+        busy = count == 1 && launcher.alive >= alive; /* but for an end, more is to come */
     }
     remove_place();
     dismiss_guard();

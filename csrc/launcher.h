@@ -273,7 +273,7 @@ enum report_kind {
     REPORT_CLONED =
         1,          /* there is a child, which waits; carries its pidfd; the first of its reports */
     REPORT_CREATED, /* at the gate */
-    REPORT_STARTED, /* execve succeeded */
+    REPORT_STARTED, /* execve succeeded; of an exec perhaps the first, then with its pidfd */
     REPORT_FAILED,  /* step, error, row; the child is gone */
     REPORT_EXITED,  /* wait_status and usage; the child is reaped */
     REPORT_LEASED,  /* value: the slot */

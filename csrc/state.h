@@ -29,6 +29,7 @@ struct container {
     uint32_t flags;  /* enum start_flag */
     uint32_t serial; /* never given twice */
     uint32_t target; /* an exec: the serial of its container, 0 for a process of somebody else's */
+    int was_spare;   /* an exec: see spare.c */
     enum phase phase;
 };
 
@@ -115,6 +116,15 @@ void handle_start(struct message *message, enum request_op op);
 
 /* exec.c */
 long exec_process(struct arena *arena, struct progress *progress);
+long clone_spare(struct arena *arena, struct progress *progress, struct container **ret);
+
+/* spare.c */
+struct container *take_spare(const struct request *request);
+void forget_spare(const struct container *container);
+void drop_spares(void);
+int has_spare(void);
+int lacks_spare(void);
+void make_spare(void);
 
 /* mapper.c */
 long start_mapper(struct container *container);
@@ -122,9 +132,11 @@ void stop_mapper(struct container *container);
 
 /* blank.c */
 struct container *take_blank(const struct request *request);
+int is_well(const struct container *blank);
+void drop_child(struct container *blank);
 void remember_kind(const struct request *request);
 void forget_blank(const struct container *blank);
-int blank_patience(int after_start);
+int blank_patience(int busy);
 void make_blanks(void);
 void drop_blanks(void);
 

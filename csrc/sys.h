@@ -43,11 +43,12 @@ enum {
     EPIPE = 32,
     ENOSYS = 38,
     ELOOP = 40,
+    EPROTO = 71,
     EOPNOTSUPP = 95,
     ESTALE = 116
 };
 
-enum { SIGKILL = 9, SIGCHLD = 17, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
+enum { SIGKILL = 9, SIGCHLD = 17, SIGCONT = 18, SIGNAL_MAX = 64, SIG_SETMASK = 2 };
 
 enum {
     AT_FDCWD = -100,

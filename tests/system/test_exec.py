@@ -45,6 +45,7 @@ from container import (
     StateError,
     _join,
 )
+from container._launcher import drop_blanks
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -70,6 +71,7 @@ def said(box: Container, script: str, **options: Any) -> str:
 
 
 def inhabitants(box: Container) -> list[int]:
+    drop_blanks()  # one that waits for the next command is no command
     return processes_in(os.readlink(f"/proc/{box.pid}/ns/pid"))
 
 
