@@ -306,6 +306,7 @@ int main(int argc, char **argv)
     target.own_pidfd = (int)check("own pidfd", pidfd_open(getpid(), 0));
     target.argv = argv + next + 1;
     check("dumpable", prctl(PR_SET_DUMPABLE, 0));
+    check("nice", setpriority(PRIO_PROCESS, 0, 0)); /* once: children begin with it */
     reset_signals();
     return serving ? serve(&target) : exit_code(run_command(&target, true));
 }
