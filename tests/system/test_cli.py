@@ -624,17 +624,74 @@ def test_exec_passes_standard_input_on_where_it_is_asked_to(pid: str) -> None:
     assert cli("exec", pid, "--", "wc", "-c", input="data").stdout == "0\n"
 
 
-def test_the_status_of_exec_is_that_of_run(pid: str) -> None:
-    for command, status in (
-        (["sh", "-c", "kill -9 $$"], 128 + 9),
-        (["no-such-program"], 127),
-        (["/etc/passwd"], 126),
-    ):
-        assert cli("exec", pid, "--", *command).returncode == status
-    for arguments in (["name", "--", "true"], ["1", "--", "true"], [pid], ["-d", pid, "--", "sh"]):
-        done = cli("exec", *arguments)
-        assert (done.returncode, done.stdout) == (125, "")
-        assert done.stderr.startswith("container: error: ")
+@pytest.mark.parametrize("status", [0, 1, 124, 127, 255])
+def test_the_status_of_exec_is_that_of_the_command(pid: str, status: int) -> None:
+    done = cli("exec", pid, "--", "sh", "-c", f"exit {status}")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, 34])
+def test_a_command_of_exec_killed_by_a_signal_gives_128_and_its_number(pid: str, sent: int) -> None:
+    done = cli("exec", pid, "--", "sh", "-c", f"kill -{int(sent)} $$")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + sent, "", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "word"),
+    [
+        ("no-such-program", 127, "No such file"),
+        ("/no/such/program", 127, "No such file"),
+        ("/etc/passwd", 126, "Permission denied"),
+        ("/usr", 126, "Permission denied"),
+    ],
+)
+def test_a_program_that_exec_cannot_run_is_told_on_standard_error(
+    pid: str, command: str, status: int, word: str
+) -> None:
+    done = cli("exec", pid, "--", command)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith("container: error: exec: ")
+    assert command in done.stderr
+    assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["name", "--", "true"], "PID"),
+        (["{self}", "--", "true"], "namespaces"),
+        (["4194303", "--", "true"], "no process"),
+        (["-d", "{pid}", "--", "true"], "-d"),
+        (["-u", "nobody", "{pid}", "--", "true"], "user"),
+        (["-w", "relative", "{pid}", "--", "true"], "cwd"),
+        (["--timeout", "-1", "{pid}", "--", "true"], "--timeout"),
+        (["--timeout", "soon", "{pid}", "--", "true"], "--timeout"),
+        (["{pid}"], "args"),
+    ],
+)
+def test_an_error_of_exec_gives_125_and_one_line_that_names_it(
+    pid: str, arguments: list[str], word: str
+) -> None:
+    own = str(os.getpid())
+    done = cli("exec", *(each.format(pid=pid, self=own) for each in arguments))
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.startswith("container: error: ")
+    assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_signal_to_exec_ends_the_command_and_not_the_container(pid: str) -> None:
+    script = f"echo ready; (setsid sleep {EVER} &); sleep {EVER}"
+    command = [*CLI, "exec", pid, "--", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 128 + signal.SIGTERM
+        assert process.communicate() == (b"", b"")
+    namespace = os.readlink(f"/proc/{pid}/ns/pid")
+    assert processes_in(namespace) == [int(pid)]
 
 
 def test_a_timeout_of_exec_ends_all_that_the_command_started(pid: str) -> None:
