@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from system.helpers import (
     namespaces_of,
     parse_status,
     processes_in,
+    python,
     wait_until,
     watched,
 )
@@ -341,6 +343,19 @@ def test_an_error_of_ours_after_the_start_leaves_no_command(
 
 # Timeouts -----------------------------------------------------------------------------------------
 
+# Its child takes the orphans, each of which begins a session, up to the third generation.
+OWN_REAPER = """
+import ctypes, os, time
+PR_SET_CHILD_SUBREAPER = 36
+if os.fork() == 0:
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    for _ in range(3):
+        if os.fork() > 0:
+            break
+        os.setsid()
+time.sleep(1000)
+"""
+
 STUBBORN = {
     "a program that sleeps": "exec sleep 1000",
     "one that ignores TERM": "trap '' TERM HUP INT; echo up; while :; do sleep 0.01; done",
@@ -348,6 +363,7 @@ STUBBORN = {
     "an orphan": "(sleep 1000 &); sleep 1000",
     "a daemon": "(setsid sh -c 'sleep 1000 & exec sleep 1000' &); exec sleep 1000",
     "a daemon of a daemon": "(setsid sh -c '(setsid sleep 1000 &)' &); sleep 1000",
+    "one whose child reaps for itself": f"exec {shlex.join(python(OWN_REAPER))}",
     "one that is stopped": "sleep 1000 & kill -STOP $! $$; sleep 1000",
     "one that starts others all the time": "while :; do setsid sleep 1000 & sleep 0.002; done",
 }
