@@ -15,6 +15,7 @@
 #include "../../csrc/message.c"
 #include "../../csrc/request.c"
 #include "../../csrc/rights.c"
+#include "../../csrc/spare.c"
 
 void *malloc(size_t size);
 void free(void *memory);
@@ -22,6 +23,48 @@ _Noreturn void abort(void);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 struct launcher launcher;
+
+/* Every container is there; nothing else of the launcher's is reached. */
+struct container *find_container(uint32_t serial)
+{
+    static struct container found;
+    return serial == 0 ? NULL : &found;
+}
+
+int is_well(const struct container *blank)
+{
+    (void)blank;
+    abort();
+}
+
+void drop_child(struct container *blank)
+{
+    (void)blank;
+    abort();
+}
+
+struct arena *take_arena(void)
+{
+    abort();
+}
+
+void release_arena(struct arena *arena)
+{
+    (void)arena;
+    abort();
+}
+
+void prepare_request(struct request *request, uint8_t *bytes)
+{
+    (void)request, (void)bytes;
+    abort();
+}
+
+long clone_spare(struct arena *arena, struct progress *progress, struct container **ret)
+{
+    (void)arena, (void)progress, (void)ret;
+    abort();
+}
 
 static void promise(int kept)
 {
@@ -93,44 +136,85 @@ static void use_vector(uint8_t *bytes, struct span span)
     promise(slots[span.count] == 0);
 }
 
-static void read_start(uint8_t *bytes, size_t size)
+/* What a start and an exec have in common. */
+static void use_process(const struct start *copy, uint8_t *bytes)
 {
-    struct start *start = (struct start *)bytes;
-    struct start copy;
-    const uint32_t *programs;
-    if (check_start(start, bytes, size) != 0)
-        return;
-    copy = *start;
-    promise(copy.source_count <= MAX_SOURCES && copy.args.count > 0 && copy.programs.count > 0);
-    promise((copy.clone_flags & ~(uint64_t)CLONE_NEW_ANY) == 0);
-    read_span(bytes, copy.uid_map, 1);
-    read_span(bytes, copy.gid_map, 1);
-    read_span(bytes, copy.groups, sizeof(uint32_t));
-    read_span(bytes, copy.cpus, 1);
-    read_span(bytes, copy.passed, sizeof(uint32_t));
-    promise(copy.passed.count <= MAX_PASSED);
-    read_span(bytes, copy.joined, sizeof(uint32_t));
-    promise(copy.joined.count <= MAX_JOINED);
-    read_span(bytes, copy.clocks, 1);
-    read_span(bytes, copy.rlimits, sizeof(struct limit));
-    read_span(bytes, copy.filter, FILTER_SIZE);
-    for (uint32_t i = 0; i < copy.rules.count; i++)
-        read_string(bytes, ((const struct rule *)span_at(bytes, copy.rules))[i].path);
-    read_string(bytes, copy.hostname);
-    read_string(bytes, copy.domainname);
-    read_string(bytes, copy.cwd);
-    programs = span_at(bytes, copy.programs);
-    for (uint32_t i = 0; i < copy.programs.count; i++)
+    const uint32_t *programs = span_at(bytes, copy->programs);
+    promise(copy->source_count <= MAX_SOURCES && copy->args.count > 0 && copy->programs.count > 0);
+    promise((copy->clone_flags & ~(uint64_t)CLONE_NEW_ANY) == 0);
+    read_span(bytes, copy->uid_map, 1);
+    read_span(bytes, copy->gid_map, 1);
+    read_span(bytes, copy->groups, sizeof(uint32_t));
+    read_span(bytes, copy->cpus, 1);
+    read_span(bytes, copy->passed, sizeof(uint32_t));
+    promise(copy->passed.count <= MAX_PASSED);
+    read_span(bytes, copy->joined, sizeof(uint32_t));
+    promise(copy->joined.count <= MAX_JOINED);
+    read_span(bytes, copy->clocks, 1);
+    read_span(bytes, copy->rlimits, sizeof(struct limit));
+    read_span(bytes, copy->filter, FILTER_SIZE);
+    for (uint32_t i = 0; i < copy->rules.count; i++)
+        read_string(bytes, ((const struct rule *)span_at(bytes, copy->rules))[i].path);
+    read_string(bytes, copy->hostname);
+    read_string(bytes, copy->domainname);
+    read_string(bytes, copy->cwd);
+    for (uint32_t i = 0; i < copy->programs.count; i++)
         read_string(bytes, programs[i]);
-    use_rows(&copy, bytes);
-    use_vector(bytes, copy.args);
-    use_vector(bytes, copy.env);
+}
+
+static void use_vectors(const struct start *copy, uint8_t *bytes)
+{
+    use_vector(bytes, copy->args);
+    use_vector(bytes, copy->env);
     for (int i = 0; i < 2; i++) { /* as run_program() of mapper.c */
-        struct span program = i == 0 ? copy.uid_program : copy.gid_program;
+        struct span program = i == 0 ? copy->uid_program : copy->gid_program;
         promise(program.count != 1);
         if (program.count > 0)
             use_vector(bytes, program);
     }
+}
+
+static void read_start(uint8_t *bytes, size_t size)
+{
+    struct start *start = (struct start *)bytes;
+    struct start copy;
+    if (check_start(start, bytes, size) != 0)
+        return;
+    copy = *start;
+    use_process(&copy, bytes);
+    use_rows(&copy, bytes);
+    use_vectors(&copy, bytes);
+}
+
+/* As take_spare() of spare.c: what it keeps of one must fit, and be the same for what it keeps. */
+static void describe_twice(struct start *start, uint8_t *bytes)
+{
+    static struct description kind, again;
+    struct request request = {.start = start, .bytes = bytes};
+    if (!may_be_spare(&request))
+        return;
+    describe(&request, &kind);
+    promise(kind.size <= sizeof kind.bytes && kind.bytes[kind.size - 1] == 0);
+    request = (struct request){.start = (struct start *)kind.bytes, .bytes = kind.bytes};
+    promise(may_be_spare(&request));
+    describe(&request, &again);
+    promise(again.size == kind.size && memcmp(again.bytes, kind.bytes, kind.size) == 0);
+}
+
+static void read_exec(uint8_t *bytes, size_t size)
+{
+    struct start *start = (struct start *)bytes;
+    struct start copy;
+    if (check_exec(start, bytes, size) != 0)
+        return;
+    copy = *start;
+    promise(copy.clone_flags != 0 && copy.rows.count == 0 && copy.passed.count == 0);
+    promise(copy.source_count == (copy.target == 0));
+    promise((copy.flags & (START_GATE | START_QUIET | START_CGROUP)) == 0);
+    use_process(&copy, bytes);
+    read_string(bytes, copy.new_root);
+    describe_twice(start, bytes);
+    use_vectors(&copy, bytes);
 }
 
 static void read_lease(uint8_t *bytes, size_t size)
@@ -164,8 +248,9 @@ static void read_rights(uint8_t *bytes, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const PARTS[])(uint8_t * bytes, size_t size) = {read_start, read_lease,
-                                                                  read_message, read_rights};
+    static void (*const PARTS[])(uint8_t * bytes,
+                                 size_t size) = {read_start, read_lease, read_message, read_rights,
+                                                 read_exec,  read_lease, read_message, read_rights};
     uint8_t *bytes;
     if (size < 1)
         return 0;

@@ -9,12 +9,15 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from container import (
     Capabilities,
     Config,
     Device,
+    ExecConfig,
     IDMapping,
     Landlock,
     Mount,
@@ -22,11 +25,12 @@ from container import (
     Process,
     Rlimit,
 )
-from container._launcher import Source, StartFlag, encode_start
+from container._join import ALL_NAMESPACES, Host, plan_member
+from container._launcher import Join, Source, StartFlag, encode_start
 from container._native import ffi, lib
 from container._plan import make_plan
 
-START, LEASE, MESSAGE, RIGHTS = (bytes([part]) for part in range(4))
+START, LEASE, MESSAGE, RIGHTS, EXEC = (bytes([part]) for part in range(5))
 
 CONFIGS = (
     Config(),
@@ -58,6 +62,27 @@ def starts() -> Iterator[bytes]:
                 yield START + encode_start(plan.request, (mappings, mappings), sources, by_fd=by_fd)
 
 
+EXECS = (
+    ExecConfig(["true"]),
+    ExecConfig(["/bin/sh", "-c", "x" * 100], env={"A": "b"}, cwd="/tmp", user="1:2"),
+    ExecConfig(["true"], root="/srv", capabilities=Capabilities.all()),
+)
+
+
+def execs() -> Iterator[bytes]:
+    """In a container of the library's, and in the namespaces of somebody else's process."""
+    child = SimpleNamespace(serial=7)
+    for config in CONFIGS:
+        for process in PROCESSES:
+            plan = make_plan(config, process, StartFlag(0))
+            host = Host(config, process, plan, child)  # type: ignore[arg-type]
+            for wanted in EXECS:
+                request = plan_member(host, wanted, ALL_NAMESPACES).request
+                for join in (request.join, Join(0, str(wanted.root or ""))):
+                    request = replace(request, join=join)
+                    yield EXEC + encode_start(request, ((), ()), (), by_fd=True, pipes=6)
+
+
 def leases() -> Iterator[bytes]:
     path = b"/run/container/ids.lock\0"
     size = ffi.sizeof("struct lease")
@@ -80,7 +105,7 @@ def rights() -> Iterator[bytes]:
 
 
 def seeds() -> list[bytes]:
-    return [*starts(), *leases(), *messages(), *rights()]
+    return [*starts(), *execs(), *leases(), *messages(), *rights()]
 
 
 if __name__ == "__main__":
