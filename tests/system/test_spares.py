@@ -128,6 +128,16 @@ def test_a_command_with_other_rights_gets_those(box: Container, kind: str) -> No
         assert parse_status(out)[field] == value
 
 
+def test_a_command_on_a_terminal_has_one_of_its_own(box: Container) -> None:
+    for _ in range(3):
+        spare_of(box)
+        for _ in range(2):
+            with box.exec(ExecConfig(["sh", "-c", "tty <&1"], tty=True)) as process:
+                assert process.stdout is not None
+                assert process.stdout.read(9) == b"/dev/pts/"
+            assert process.returncode == 0
+
+
 def test_a_command_of_another_container_does_not_use_it(box: Container) -> None:
     with Container() as other:
         other.run(IDLE)
