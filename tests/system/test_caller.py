@@ -338,6 +338,9 @@ for round in range(3):
     try:
         run(["sh", "-c", "(setsid sleep 1000 &) ; echo up; sleep 1000"], stdout=1)
     except KeyboardInterrupt:
+        deadline = time.monotonic() + 5
+        while descendants_of(launcher) != idle and time.monotonic() < deadline:
+            time.sleep(0.005)
         tell([launcher_pid() == launcher, descendants_of(launcher) == idle])
 tell(run(["echo", "again"], text=True).stdout)
 """
