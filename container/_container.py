@@ -42,7 +42,7 @@ from container._events import ContainerEvent, follow
 from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
 from container._launcher import Child, StartFlag
 from container._limits import controllers_of, settings_of
-from container._plan import explain, launch_plan, make_plan
+from container._plan import Plan, explain, launch_plan, make_plan
 from container._process import (
     CaptureLimits,
     Conversation,
@@ -107,8 +107,7 @@ class Container:
         """
         with self._lock:
             child = self._used_child()
-            if self._state(child) != State.CREATED:
-                self._refuse("start", child)
+            self._check_created(child)
             child.start()
             try:
                 while not (child.started or child.over):
@@ -118,11 +117,18 @@ class Container:
                 child.kill()
                 raise
             if child.failure is not None:
-                error = explain(child.failure, self._plan)
                 self._close_streams()
-                child.close()
-                raise error
-            self._started_at = datetime.now(UTC)
+            self._note_start(child)
+
+    def _check_created(self, child: Child) -> None:
+        if self._state(child) != State.CREATED:
+            self._refuse("start", child)
+
+    def _note_start(self, child: Child) -> None:
+        if child.failure is not None:
+            child.close()
+            raise explain(child.failure, self._plan)
+        self._started_at = datetime.now(UTC)
 
     def run(self, process: Process, *, detach: bool = False) -> None:
         """Create and start; returns once the program runs.
@@ -135,17 +141,21 @@ class Container:
             self._create(process, StartFlag(0))
             self._started_at = datetime.now(UTC)
 
-    def _create(self, process: Process, flags: StartFlag) -> None:
+    def _check_unused(self, process: Process) -> None:
         self._check_owner()
         if not isinstance(process, Process):
             raise ConfigError(f"expected Process, got {type(process).__name__}", field="process")
         if self._destroyed or self._child is not None:
             raise StateError(f"container {self.id} was used before; make a new one")
+
+    def _create(self, process: Process, flags: StartFlag) -> None:
+        self._check_unused(process)
         stdio = open_process_stdio(process)
         try:
-            self._plan = make_plan(self.config, process, flags)
-            self._process = process
-            child = self._child = self._launch(stdio)
+            plan = make_plan(self.config, process, flags)
+            child = launch_plan(plan, stdio.child, stdio.pipes)
+            stdio.close_child_ends()
+            self._adopt(process, plan, child)
             try:
                 self._open_streams(stdio, child)
                 if self._destroyed:  # by a signal handler, meanwhile
@@ -156,18 +166,17 @@ class Container:
         finally:
             stdio.close()
 
-    def _launch(self, stdio: Stdio) -> Child:
-        child = launch_plan(self._plan, stdio.child, stdio.pipes)
-        stdio.close_child_ends()
+    def _adopt(self, process: Process, plan: Plan, child: Child) -> None:
+        """From here on it is this one's, or an error says why it is none."""
         if child.failure is not None:
             child.close()
-            raise explain(child.failure, self._plan)
+            raise explain(child.failure, plan)
         if child.exit is not None and child.exit.lost:
             child.close()
             raise launch_error("launcher", None, "the launcher died while it started the container")
         if child.cgroup is not None:
             name_group(child.cgroup, self.id)
-        return child
+        self._process, self._plan, self._child = process, plan, child
 
     def _open_streams(self, stdio: Stdio, child: Child) -> None:
         stdio.add_terminal(child)
@@ -239,18 +248,22 @@ class Container:
         text: tuple[bool, str | None, str | None],
     ) -> ExecProcess:
         manner = Manner(parse_text_mode(*text), parse_capture(*capture), monotonic())
-        child = self._used_child()
-        host = self._host
-        if host is None:
-            host = self._host = Host(self.config, self._process, self._plan, child)
-        if self._state(child) != State.RUNNING:
-            parse_exec(config)  # what is wrong with it comes first
-            self._refuse("exec in", child)
+        host = self._host_for(config)
         process = run_member(host, config, manner, parse_namespaces(names))
         with self._members_lock:  # it lives on when nobody holds on to it here
             self._members = [member for member in self._members if not member.over]
             self._members.append(process.child)
         return process
+
+    def _host_for(self, config: ExecConfig | Sequence[StrPath]) -> Host:
+        """Where a command is to run. What is wrong with it is told before that nothing runs."""
+        child = self._used_child()
+        if self._state(child) != State.RUNNING:
+            parse_exec(config)
+            self._refuse("exec in", child)
+        if self._host is None:
+            self._host = Host(self.config, self._process, self._plan, child)
+        return self._host
 
     def _forget_members(self) -> None:
         with self._members_lock:

@@ -224,33 +224,46 @@ def run_member(
 ) -> ExecProcess:
     """Run a command in a container; returns once it runs."""
     wanted, plan = plan_lately(host, config, names)
-
-    def end(pid: int, pidfd: int) -> None:
-        if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
-            host.child.signal(9)
-
     stdio = open_process_stdio(wanted)
     try:
-        child = _join(plan, stdio, host.child, deadline_of(wanted, manner))
+        child = begin_member(host, plan, stdio, deadline_of(wanted, manner), wait=True)
         stdio.close_child_ends()
-        child.end_tree = end
-        refuse_late(child, wanted, manner)
-        if child.failure is not None or (child.exit is not None and child.exit.lost):
-            child.close()
-            raise _explain_member(child, plan, host.child)
+        settle_member(host, plan, child, wanted, manner)
         return as_process(child, stdio, wanted, manner)
     finally:
         stdio.close()
 
 
-def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None) -> Child:
+def begin_member(
+    host: Host, plan: Plan, stdio: Stdio, deadline: float | None, *, wait: bool
+) -> Child:
+    """Ask for a command in a container; without ``wait`` return before it is known to run."""
+
+    def end(pid: int, pidfd: int) -> None:
+        if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
+            host.child.signal(9)
+
+    child = _join(plan, stdio, host.child, deadline, wait=wait)
+    child.end_tree = end
+    return child
+
+
+def settle_member(host: Host, plan: Plan, child: Child, wanted: ExecConfig, manner: Manner) -> None:
+    """An error where the command does not run."""
+    refuse_late(child, wanted, manner)
+    if child.failure is not None or (child.exit is not None and child.exit.lost):
+        child.close()
+        raise _explain_member(child, plan, host.child)
+
+
+def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None, *, wait: bool) -> Child:
     flags = plan.request.flags
     inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
     # Else they are its own as they are.
     pipes = stdio.pipes if inside or flags & StartFlag.MAP_BY_PROGRAM else 0
     maps = plan.identity.maps
     return join_process(
-        plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline
+        plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline, wait=wait
     )
 
 

@@ -1218,6 +1218,7 @@ def _attempt(
     joined: Sequence[int],
     pipes: int,
     by_fd: bool,
+    wait: bool,
 ) -> Child:
     if request.flags & StartFlag.LEASE:
         launcher.find_leases()
@@ -1230,7 +1231,7 @@ def _attempt(
     fds = [source.fd for source in sources if source is not None] if by_fd else []
     child = launcher.start(data, fds, (*stdio, *request.passed, *joined))
     child.in_cgroup = in_cgroup
-    if request.flags & StartFlag.QUIET:
+    if request.flags & StartFlag.QUIET or not wait:
         return child
     try:
         while not (child.created or child.started or child.over):
@@ -1259,8 +1260,9 @@ def launch(
     joined: Sequence[int],
     pipes: int,
     by_fd: bool,
+    wait: bool = True,
 ) -> Child:
-    """Start a container and wait until it is created, started, or has failed; with
+    """Start a container and ``wait`` until it is created, started, or has failed; with
     `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
     ``maps`` are empty with `StartFlag.LEASE`: a range of host ids for as long as the container
@@ -1272,7 +1274,15 @@ def launch(
         launcher = _get(request.base.kept_namespaces)
         try:
             return _attempt(
-                launcher, request, maps, sources, stdio, joined=joined, pipes=pipes, by_fd=by_fd
+                launcher,
+                request,
+                maps,
+                sources,
+                stdio,
+                joined=joined,
+                pipes=pipes,
+                by_fd=by_fd,
+                wait=wait,
             )
         except _Gone:
             _drop(launcher)
@@ -1287,8 +1297,10 @@ def join_process(
     pipes: int,
     owner: Child,
     deadline: float | None = None,
+    wait: bool = True,
 ) -> Child:
-    """Run a program in the namespaces of a container; returns once it runs or has failed.
+    """Run a program in the namespaces of a container; returns once it runs or has failed, or
+    without ``wait`` at once.
 
     Only the launcher that made the container can; one that is gone has taken it along. What has not
     started by ``deadline`` (of `time.monotonic`) is killed.
@@ -1298,7 +1310,7 @@ def join_process(
         child = owner.launcher.start(data, (), stdio)
     except _Gone:
         raise StateError("the launcher of the container is gone, and so is the container") from None
-    return _await_start(child, deadline)
+    return _await_start(child, deadline) if wait else child
 
 
 def join_foreign(

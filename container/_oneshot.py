@@ -97,6 +97,18 @@ def _with_root(config: Config, root: str) -> Config:
     return replace(config, root=root)
 
 
+def config_of(
+    config: Config | None,
+    root: StrPath | HostRoot | Overlay | None,
+    binds: Sequence[Bind],
+    limits: Limits,
+    network: str,
+) -> Config:
+    """The Config of a `popen`."""
+    _refuse_absent(network)
+    return _config(config, root, binds, limits)
+
+
 def _refuse_absent(network: object) -> None:
     if network != "none":
         raise UnsupportedError("only 'none' is supported yet", field="network")
@@ -148,28 +160,51 @@ def run(
     errors: `ConfigError` names a bad parameter, `LaunchError` the step that failed,
     `UnsupportedError` what this version does not do. Whatever happens, nothing stays behind.
     """
-    began = monotonic()
-    _refuse_absent(network)
-    limit = None if timeout is None else parse_duration(timeout)
-    mode = parse_text_mode(text, encoding, errors)
-    capture = parse_capture(max_output, keep)
-    data = _input_bytes(input, mode)
-    if tty:
-        data = typed(data)
-    if input is not None:
-        if stdin not in (DEVNULL, PIPE, None):
-            raise ConfigError("cannot be given together with input", field="stdin")
-        stdin = PIPE
-    elif stdin == PIPE:
-        raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
-    limits = (memory, cpus, pids)
-    streams = (stdin, stdout, stderr)
-    planner = _planner(args, root, config, env, cwd, user, streams, binds, limits, tty)
-    conversation = Conversation(planner.process.args, mode, capture, began)
+    planner, conversation, data, limit = prepare_run(
+        *(args, root, config, input, (stdin, stdout, stderr), env, cwd, user),
+        *((memory, cpus, pids), network, binds, timeout, (max_output, keep)),
+        *((text, encoding, errors), tty),
+    )
     result = _run(planner, conversation, data, limit)
     if check and result.returncode != 0:
         raise CommandError(result)
     return result
+
+
+def prepare_run(  # noqa: PLR0917 - those of run
+    args: Sequence[StrPath],
+    root: StrPath | HostRoot | Overlay | None,
+    config: Config | None,
+    input: bytes | str | None,
+    stdio: tuple[Any, Any, Any],
+    env: Mapping[str, str] | None,
+    cwd: StrPath | None,
+    user: int | str | None,
+    limits: Limits,
+    network: str,
+    binds: Sequence[Bind],
+    timeout: float | timedelta | None,
+    output: tuple[int | str | None, str],
+    text: tuple[bool, str | None, str | None],
+    tty: bool,
+) -> tuple[Planner, Conversation, bytes, float | None]:
+    """The plan, how it is held, what is sent, and for how many seconds at most."""
+    began = monotonic()
+    _refuse_absent(network)
+    limit = None if timeout is None else parse_duration(timeout)
+    mode = parse_text_mode(*text)
+    capture = parse_capture(*output)
+    data = _input_bytes(input, mode)
+    if tty:
+        data = typed(data)
+    if input is not None:
+        if stdio[0] not in (DEVNULL, PIPE, None):
+            raise ConfigError("cannot be given together with input", field="stdin")
+        stdio = (PIPE, *stdio[1:])
+    elif stdio[0] == PIPE:
+        raise ConfigError("PIPE needs input, or nobody would write to it", field="stdin")
+    planner = _planner(args, root, config, env, cwd, user, stdio, binds, limits, tty)
+    return planner, Conversation(planner.process.args, mode, capture, began), data, limit
 
 
 # Planners of commands that were run lately, most of which are run again: what a Process and a plan
@@ -295,7 +330,6 @@ def popen(
     ``tty_size`` are those of `Process`.
     """
     began = monotonic()
-    _refuse_absent(network)
     mode = parse_text_mode(text, encoding, errors)
     capture = parse_capture(max_output, keep)
     process = Process(
@@ -309,7 +343,7 @@ def popen(
         stdout=stdout,
         stderr=stderr,
     )
-    box = Container(_config(config, root, binds, (memory, cpus, pids)))
+    box = Container(config_of(config, root, binds, (memory, cpus, pids), network))
     box.run(process)
     try:
         return box._as_process(process, mode, capture, began)

@@ -473,7 +473,7 @@ def _check_passed(fd: int, field: str) -> None:
         )
 
 
-def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int) -> Child:
+def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = True) -> Child:
     """Send a plan off, with the child's fds 0 to 2; ``pipes`` has a bit for those that we made."""
     identity = plan.identity
     for index, fd in enumerate(plan.request.passed):
@@ -487,6 +487,7 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int) -> Child:
             joined=joined,
             pipes=pipes,
             by_fd=identity.by_fd,
+            wait=wait,
         )
 
 

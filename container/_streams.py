@@ -103,6 +103,23 @@ def waiting_in(fd: int) -> int:
     return int.from_bytes(fcntl.ioctl(fd, FIONREAD, bytes(4)), byteorder)
 
 
+def most_left_in(fd: int) -> int:
+    """How many bytes can still come of a command that has ended."""
+    return _MOST_IN_TERMINAL if os.isatty(fd) else waiting_in(fd)
+
+
+def read_some(fd: int, most: int) -> bytes | None:
+    """What is there; None for nothing now, empty for nothing ever."""
+    try:
+        return os.read(fd, most)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return b""  # a terminal that nobody in the container has open any more
+
+
 class _PipeReader(io.RawIOBase):
     """Our end of an output pipe: it ends with the command, though others may hold the other end."""
 
@@ -300,11 +317,20 @@ class Exchange:
         for name, fd in ours.items():
             os.set_blocking(fd, False)
             self._names[fd] = name
-            self._poll.register(fd, POLLOUT if name == "stdin" else POLLIN)
+            self._watch(fd, name)
         if "stdin" in ours and not self._input:
             self._drop("stdin")
         if not child.over:
-            self._poll.register(child.channel.fileno(), POLLIN)
+            self._watch_child()
+
+    def _watch(self, fd: int, name: str) -> None:
+        self._poll.register(fd, POLLOUT if name == "stdin" else POLLIN)
+
+    def _watch_child(self) -> None:
+        self._poll.register(self._child.channel.fileno(), POLLIN)
+
+    def _unwatch(self, fd: int, name: str) -> None:
+        self._poll.unregister(fd)
 
     def run(self, deadline: float | None) -> bool:
         """True when the child has ended, False at the deadline (of `time.monotonic`)."""
@@ -327,10 +353,12 @@ class Exchange:
         """Take what is still in the pipes of a child that has ended; close them."""
         for name in list(self._ours):
             if name != "stdin":
-                fd = self._ours[name]
-                self._read_rest(name, _MOST_IN_TERMINAL if os.isatty(fd) else waiting_in(fd))
-            if name in self._ours:
-                self._drop(name)
+                self._read_rest(name, most_left_in(self._ours[name]))
+        self.close()
+
+    def close(self) -> None:
+        for name in list(self._ours):
+            self._drop(name)
 
     def _read_rest(self, name: str, left: int) -> None:
         while left > 0 and name in self._ours:
@@ -338,7 +366,7 @@ class Exchange:
 
     def _drop(self, name: str) -> None:
         fd = self._ours.pop(name)
-        self._poll.unregister(fd)
+        self._unwatch(fd, name)
         del self._names[fd]
         os.close(fd)
 
@@ -356,14 +384,9 @@ class Exchange:
 
     def _read(self, name: str, fd: int, most: int = _CHUNK) -> int:
         """Read once; 0 when there is nothing now or nothing ever."""
-        try:
-            data = os.read(fd, min(most, _CHUNK))
-        except BlockingIOError:
+        data = read_some(fd, min(most, _CHUNK))
+        if data is None:
             return 0
-        except OSError as error:
-            if error.errno != EIO:
-                raise
-            data = b""  # a terminal that nobody in the container has open any more
         if not data:
             self._drop(name)
             return 0

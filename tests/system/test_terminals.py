@@ -248,9 +248,12 @@ def test_a_console_that_a_mount_brings_stays(tmp_path: Path) -> None:
 
 
 def test_what_is_typed_is_echoed_read_and_ended() -> None:
-    result = container.run(["cat"], tty=True, input=b"one\ntwo", timeout=PATIENCE)
+    command = ["tr", "a-z", "A-Z"]
+    result = container.run(command, tty=True, input=b"one\ntwo", timeout=PATIENCE)
     assert result.returncode == 0
-    assert sorted(result.stdout) == sorted(b"one\r\n" * 2 + b"two" * 2)  # echo and output mix
+    assert bytes(filter(b"ONETW".count, result.stdout)) == b"ONETWO"
+    # The echo comes when the kernel has time for it, and perhaps not before the end.
+    assert set(result.stdout) <= set(b"ONETWOonetw\r\n")
 
 
 def test_without_input_a_reader_is_at_its_end_at_once() -> None:

@@ -63,6 +63,7 @@ ARROWS = {
     "_state": WORDS,
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_top": WORDS | {"_cgroup", "_hierarchy"},
+    "aio": MIDDLE | {"_container", "_join", "_oneshot"},
     "_terminal": set[str](),
     "_cli": MIDDLE | {"_top", "_terminal"} | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
