@@ -136,16 +136,25 @@ def _look_at(pid: int) -> _Entry | None:
 
 
 def _kill(members: list[_Entry]) -> int:
-    """How many of them are dead now, or as good as."""
+    """How many of them are dead now, or as good as; some may have been before."""
+    gone = 0
     pidfds = []
     try:
         for member in members:
-            with suppress(OSError):  # it has ended, or we may not
-                pidfds.append(pidfd := os.pidfd_open(member.pid))
-                again = _look_at(member.pid)
-                if again is not None and again.start == member.start:
-                    pidfd_send_signal(pidfd, SIGKILL)
-        return sum(_has_ended(pidfd) for pidfd in pidfds)
+            try:
+                pidfd = os.pidfd_open(member.pid)
+            except OSError:  # ESRCH, and before Linux 6.13 EINVAL: it has ended
+                gone += 1
+                continue
+            again = _look_at(member.pid)
+            if again is None or again.start != member.start:
+                os.close(pidfd)
+                gone += 1
+                continue
+            pidfds.append(pidfd)
+            with suppress(OSError):  # it has ended just now, or we may not
+                pidfd_send_signal(pidfd, SIGKILL)
+        return gone + sum(_has_ended(pidfd) for pidfd in pidfds)
     finally:
         for pidfd in pidfds:
             os.close(pidfd)
