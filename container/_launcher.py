@@ -725,7 +725,9 @@ class Launcher:
             self.pidfd = open_pidfd(self.pid)
         except ProcessLookupError as error:
             self.socket.close()
-            raise launch_error("launcher", error.errno, "it was killed as it started") from error
+            # Nothing to tell from one that ends a moment later: launcher_lost().
+            detail = "it ended as it started"
+            raise launch_error("launcher", None, detail, hint=launcher_hint()) from error
         except BaseException:
             self.socket.close()
             raise

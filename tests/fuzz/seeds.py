@@ -6,6 +6,7 @@ python tests/fuzz/seeds.py DIRECTORY    writes them there, a file each
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -62,9 +63,10 @@ def starts() -> Iterator[bytes]:
                 yield START + encode_start(plan.request, (mappings, mappings), sources, by_fd=by_fd)
 
 
+OTHER = "1:2" if os.geteuid() == 0 else "0:0"  # whom the caller's containers have
 EXECS = (
     ExecConfig(["true"]),
-    ExecConfig(["/bin/sh", "-c", "x" * 100], env={"A": "b"}, cwd="/tmp", user="1:2"),
+    ExecConfig(["/bin/sh", "-c", "x" * 100], env={"A": "b"}, cwd="/tmp", user=OTHER),
     ExecConfig(["true"], root="/srv", capabilities=Capabilities.all()),
 )
 

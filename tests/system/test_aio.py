@@ -39,7 +39,7 @@ from container import (
 )
 from container._launcher import launcher_pid
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
 FOREVER = ["sleep", "1000"]
 BACKGROUND = "sleep 1000 & echo ok"

@@ -44,7 +44,8 @@ class Screen:
             [*self._command, "-D"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         size = ["-x", str(columns), "-y", str(lines)]
-        new = ["new-session", "-d", *size, shlex.join(OUTER)]
+        # exec: in place of the shell that reads this, whichever the user has.
+        new = ["new-session", "-d", *size, f"exec {shlex.join(OUTER)}"]
         assert wait_until(lambda: self._try(*new))
         self.terminal = self.tell("display-message", "-p", "#{pane_tty}").strip()
         self.shell = int(self.tell("display-message", "-p", "#{pane_pid}"))
