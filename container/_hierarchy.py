@@ -23,7 +23,7 @@ from container._errors import (
 )
 
 SUBTREE = "container"
-SCOPE = re.compile(r"container-\d+-[0-9a-f]{8}\.scope")  # of the user's systemd, see _systemd.py
+SCOPE = re.compile(r"container-.+\.scope")  # of systemd, see _systemd.py
 _V1_NAMES = {"io": "blkio"}
 _DENIED = (EACCES, EPERM, EROFS)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -130,10 +130,19 @@ def subtrees() -> list[str]:
     """Where cgroups of containers can be now, of whoever may be looked at."""
     hierarchy = find_hierarchy()
     number = os.geteuid()
-    slices = f"{hierarchy.top}/user.slice/user-{number}.slice/user@{number}.service/app.slice"
-    scopes = [f"{slices}/{name}" for name in _names(slices) if SCOPE.fullmatch(name)]
+    manager = f"user.slice/user-{number}.slice/user@{number}.service" if number else "system.slice"
+    scopes = _scopes(os.path.join(hierarchy.top, manager))
     found = (os.path.join(each, SUBTREE) for each in (*_candidates(hierarchy), *scopes))
     return [path for path in found if os.path.isdir(path)]
+
+
+def _scopes(directory: str) -> Iterator[str]:
+    """Those of ours in a slice, and in the slices below it."""
+    for name in _names(directory):
+        if SCOPE.fullmatch(name):
+            yield f"{directory}/{name}"
+        elif name.endswith(".slice"):
+            yield from _scopes(f"{directory}/{name}")
 
 
 def _names(directory: str) -> list[str]:

@@ -36,7 +36,7 @@ from container._hints import LAUNCHER_HINT, launcher_hint
 from container._limits import Setting, controllers_of
 from container._native import ffi, lib
 from container._rootfs import Row, RowFlag, map_text
-from container._systemd import make_scope, user_bus
+from container._systemd import Property, Unit, make_scope, start_scope, user_bus
 
 # The plain one: making two of the class above it takes longer than all else that a start does here.
 Socket = _socket.socket
@@ -706,6 +706,7 @@ class Launcher:
         self._guard_pidfd: int | None = None
         self._has_leases = False
         self.place: str | None = None  # the directory of its containers' control groups
+        self._scope: str | None = None  # of systemd, with the place in it
         self._controllers: frozenset[str] = frozenset()  # that they have
         self._closed = False
         self._retired = False
@@ -831,7 +832,17 @@ class Launcher:
                 extend_place(self.place, wanted)
                 self._controllers |= {*wanted}
 
+    def enter_scope(self, unit: Unit, properties: Sequence[Property] = ()) -> str:
+        """Have it moved into a scope of systemd's, which ends with it; its directory. The control
+        groups of its containers are made in there, if it had no place for them before.
+        """
+        with self._lock:
+            self._scope = start_scope([self.pid, *_guards_of(self.pid)], unit, properties)
+            return self._scope
+
     def _find_place(self, name: str, wanted: Collection[str]) -> Place:
+        if self._scope is not None:
+            return claim_place(name, wanted, self._scope)
         try:
             return claim_place(name, wanted)
         except CgroupError as error:

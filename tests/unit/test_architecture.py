@@ -43,7 +43,7 @@ ARROWS = {
     **{leaf: WORDS for leaf in LEAVES},
     "_cgroup": WORDS | {"_hierarchy", "_limits"},
     "_device_rules": WORDS | {"_devices"},
-    "_systemd": WORDS | {"_hierarchy"},
+    "_systemd": WORDS | {"_hierarchy", "_limits"},
     "_rootfs": WORDS | {"_devices", "_walls"},
     "_launcher": WORDS | LEAVES | {"_native"},
     "_accounts": DOOR,
