@@ -437,6 +437,9 @@ def test_no_command_goes_without_the_label_of_its_container(field: str, config: 
 # A flood ------------------------------------------------------------------------------------------
 
 
+FLOOD = 200_000_000  # bytes, 190 times what is kept
+
+
 @pytest.mark.parametrize("keep", ["head", "tail"])
 def test_a_flood_of_output_does_not_grow_the_caller(keep: str) -> None:
     told = caller(
@@ -451,13 +454,13 @@ def test_a_flood_of_output_does_not_grow_the_caller(keep: str) -> None:
         run(["true"])
         small = dict(max_output="1M", keep={keep!r})
         before = peak()
-        process = box.exec(["sh", "-c", "yes | head -c 1000000000"], **small)
+        process = box.exec(["sh", "-c", "yes | head -c {FLOOD}"], **small)
         process.communicate()
         dropped = [process.result.stdout_dropped]
         grown = [peak() - before]
         del process  # and the megabyte of its result
         before = peak()
-        result = run(["sh", "-c", "yes | head -c 1000000000"], **small)
+        result = run(["sh", "-c", "yes | head -c {FLOOD}"], **small)
         grown.append(peak() - before)
         box.destroy()
         tell([grown, [*dropped, result.stdout_dropped]])
@@ -465,7 +468,7 @@ def test_a_flood_of_output_does_not_grow_the_caller(keep: str) -> None:
         timeout=2 * PATIENCE,
     )
     grown, dropped = told[0]
-    assert dropped == [1_000_000_000 - (1 << 20)] * 2
+    assert dropped == [FLOOD - (1 << 20)] * 2
     assert max(grown) < 3 * 1024  # KiB: what is kept, its copy, and some room
 
 
