@@ -7,6 +7,7 @@ See tests/needs.py for the needs and for the variables that turn a skip into a f
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -16,16 +17,22 @@ import pytest
 MACHINE = pytest.StashKey[needs.Machine]()
 POLICY = pytest.StashKey[needs.Policy]()
 
+# The needs that the machine which runs `.ci/run` does not meet, and its virtual machine does.
+ONLY_IN_MACHINES = re.compile(r"cgroup2:|(vm|apparmor)$")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*names): what the test needs of the machine, see tests/needs.py"
     )
-    # They are many starts of the same kind, or about Python and the launcher more than about
-    # what a kernel does; `.ci/run` leaves them out of its virtual machine, and nothing else does.
+    # `.ci/run` runs in its virtual machine what is marked `kernel` and not `long`, in about three
+    # minutes; `make test-vm` runs everything. A test that is not marked does not make CI longer.
     config.addinivalue_line(
-        "markers", "long: takes long where QEMU emulates, and gains little from another kernel"
+        "markers",
+        "kernel: it is about what a kernel does, so CI runs it on another one than its own; who"
+        " needs of the machine what CI's own has not, is marked so without saying it",
     )
+    config.addinivalue_line("markers", "long: takes too long for CI where QEMU emulates")
     try:
         config.stash[POLICY] = needs.Policy.from_environment(os.environ)
     except ValueError as error:
@@ -34,6 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
     base = config.getoption("basetemp")
     directory = os.path.dirname(os.path.abspath(base)) if base else None
     config.stash[MACHINE] = needs.Machine(directory) if directory else needs.Machine()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if any(map(ONLY_IN_MACHINES.match, needs_of(item))):
+        item.add_marker(pytest.mark.kernel)
 
 
 @pytest.hookimpl(trylast=True)

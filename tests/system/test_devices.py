@@ -14,7 +14,7 @@ from system.helpers import attempt, caller, inside, lines, mounts_inside, tree
 import container
 from container import Config, Device, IDMapping, LaunchError, Namespaces, UnsupportedError
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 
 BARE = Namespaces(user=False)
 SHOW = "stat -c '%F %a %u %g %t:%T' "

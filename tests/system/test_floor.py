@@ -25,7 +25,7 @@ from container._seccomp._compiler import rules_for
 from container._seccomp._tables import ARCHITECTURES
 from container._walls import MASKED_PATHS, READONLY_PATHS
 
-pytestmark = pytest.mark.needs("root", "gcc", "busybox", "idmap")
+pytestmark = [pytest.mark.needs("root", "gcc", "busybox", "idmap"), pytest.mark.kernel]
 
 SOURCE = Path(__file__).resolve().parents[2] / "bench" / "floor_a.c"
 ID_COUNT = 65536

@@ -37,7 +37,7 @@ from container import (
     UnsupportedError,
 )
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 as_root = pytest.mark.needs("root", "idmap")
 
 RANGE = 65536

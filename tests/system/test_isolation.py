@@ -45,7 +45,7 @@ from container import (
     StateError,
 )
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 
 DOCKER_CAPABILITIES = "00000000a80425fb"
 NO_CAPABILITIES = "0" * 16

@@ -13,7 +13,7 @@ from system.helpers import attempt, lines
 import container
 from container import Capabilities, Config, Landlock, LaunchError, Mount
 
-pytestmark = pytest.mark.needs("userns", "landlock")
+pytestmark = [pytest.mark.needs("userns", "landlock"), pytest.mark.kernel]
 
 PROGRAMS = ("/usr", "/bin", "/lib", "/lib64", "/etc", "/proc")
 

@@ -570,6 +570,7 @@ def test_events_tell_of_throttling() -> None:
 
 
 @limited
+@pytest.mark.long
 def test_three_hundred_under_load_leave_nothing() -> None:
     with Container(PLAIN) as box:
         box.run(Process(SPIN))

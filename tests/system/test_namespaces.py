@@ -28,7 +28,7 @@ from container import (
     join_network_namespace,
 )
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 
 KINDS = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 

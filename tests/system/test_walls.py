@@ -36,7 +36,7 @@ from container._rootfs import Op, Row
 from container._streams import open_stdio
 from container._walls import MASKED_PATHS, READONLY_PATHS
 
-pytestmark = pytest.mark.needs("userns")
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 
 COVER = {"ro", "nosuid", "nodev", "noexec"}
 THERE = [path for path in MASKED_PATHS if os.path.exists(path)]

@@ -19,6 +19,7 @@ from vm.outcome import Outcome, Seen, Verdict, closing_line, exit_status, judge
 from vm.qemu import Limits, Streams, Watch, machine_folder, running
 
 TREE = Path(__file__).resolve().parents[2]
+SELFTEST = "tests/vm/selftest.py"
 BREAKS = ("fail", "panic", "hang", "lost")
 BOOT_LIMIT = 180.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -103,15 +104,16 @@ def seconds(word: str) -> float:
 
 
 def tests_to_run(options: Options, tree: Path) -> list[str]:
-    """pytest's arguments: tests/system, unless the arguments name files of their own."""
+    """pytest's arguments: what the machine is for, unless the arguments name files of their own."""
     if options.selftest:
-        return ["tests/vm/selftest.py", *options.pytest]
+        return [SELFTEST, *options.pytest]
     if options.breaking == "fail":
         return ["tests/vm/failing.py", *options.pytest]
     before = ("", *options.pytest[:-1])
     if any(map(partial(names_file, tree), before, options.pytest)):
         return list(options.pytest)
-    return ["tests/system", *options.pytest]
+    # Last the machine itself, which under systemd moves the tests into another cgroup.
+    return ["tests/system", SELFTEST, *options.pytest]
 
 
 def names_file(tree: Path, before: str, word: str) -> bool:

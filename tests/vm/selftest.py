@@ -19,6 +19,8 @@ SYSTEMD = os.environ["CONTAINER_VM"] == "systemd"
 USER = os.environ["CONTAINER_VM_USER"]
 PLAIN_USER = os.environ["CONTAINER_VM_PLAIN_USER"]
 
+pytestmark = pytest.mark.kernel
+
 HOG = "import os; os.write(1, b'x'); data = bytearray(os.urandom(1) * (96 << 20)); print(len(data))"
 
 NAT = """

@@ -23,10 +23,13 @@ RUN = Path(__file__).with_name("run.py")
 # Arguments ------------------------------------------------------------------------------------
 
 
-def test_default_is_both_kernels_and_the_system_tests(tmp_path: Path) -> None:
+BOTH = ["tests/system", "tests/vm/selftest.py"]
+
+
+def test_default_is_both_kernels_with_the_system_tests_and_the_self_tests(tmp_path: Path) -> None:
     options = command.parse([])
     assert options.kernels == ("6.1", "6.12")
-    assert command.tests_to_run(options, tmp_path) == ["tests/system"]
+    assert command.tests_to_run(options, tmp_path) == BOTH
 
 
 def test_arguments_after_two_dashes_are_for_pytest() -> None:
@@ -63,10 +66,10 @@ def test_senseless_arguments_end_with_status_2(arguments: list[str]) -> None:
     [
         (["-x", "one.py"], ["-x", "one.py"]),
         (["one.py::test_a", "-v"], ["one.py::test_a", "-v"]),
-        (["-k", "one.py"], ["tests/system", "-k", "one.py"]),
-        (["--ignore", "one.py"], ["tests/system", "--ignore", "one.py"]),
-        (["--ignore=one.py"], ["tests/system", "--ignore=one.py"]),
-        (["two.py"], ["tests/system", "two.py"]),
+        (["-k", "one.py"], [*BOTH, "-k", "one.py"]),
+        (["--ignore", "one.py"], [*BOTH, "--ignore", "one.py"]),
+        (["--ignore=one.py"], [*BOTH, "--ignore=one.py"]),
+        (["two.py"], [*BOTH, "two.py"]),
     ],
 )
 def test_files_among_the_arguments_replace_the_system_tests(
