@@ -7,7 +7,7 @@ KERNEL ?=
 
 python := $(VENV)/bin/python
 sources := pyproject.toml setup.py build_ffi.py $(wildcard csrc/*)
-extension := csrc/create.c csrc/signals.c csrc/spawn.c
+extension := csrc/ask.c csrc/create.c csrc/signals.c csrc/spawn.c
 launcher := $(filter-out $(extension),$(wildcard csrc/*.c))
 warnings := -Wall -Wextra -Wshadow -Wvla -Werror
 # As setup.py compiles the launcher; the rest of the C runs in the interpreter.

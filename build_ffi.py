@@ -25,7 +25,7 @@ for _header in HEADERS:
 ffibuilder.set_source(
     "container._native",
     "\n".join(f'#include "{header}"' for header in HEADERS),
-    sources=["csrc/create.c", "csrc/signals.c", "csrc/spawn.c"],
+    sources=["csrc/ask.c", "csrc/create.c", "csrc/signals.c", "csrc/spawn.c"],
     include_dirs=["csrc"],
     depends=[f"csrc/{path.name}" for path in sorted(CSRC.iterdir())],
     py_limited_api=True,

@@ -25,6 +25,7 @@ LAUNCHER_SOURCES = [
         "launcher",
         "layers",
         "lease",
+        "line",
         "listener",
         "mapper",
         "message",

@@ -249,15 +249,24 @@ class Container:
     ) -> ExecProcess:
         manner = Manner(parse_text_mode(*text), parse_capture(*capture), monotonic())
         host = self._host_for(config)
-        process = run_member(host, config, manner, parse_namespaces(names))
+        try:
+            process = run_member(host, config, manner, parse_namespaces(names))
+        except StateError:
+            self._host_for(config, look=True)  # it says more of why
+            raise
         with self._members_lock:  # it lives on when nobody holds on to it here
             self._members = [member for member in self._members if not member.over]
             self._members.append(process.child)
         return process
 
-    def _host_for(self, config: ExecConfig | Sequence[StrPath]) -> Host:
-        """Where a command is to run. What is wrong with it is told before that nothing runs."""
+    def _host_for(self, config: ExecConfig | Sequence[StrPath], *, look: bool = False) -> Host:
+        """Where a command is to run. What is wrong with it is told before that nothing runs.
+
+        Without ``look`` an end that we have not noticed is left for the launcher to tell of.
+        """
         child = self._used_child()
+        if not look and self._host is not None and not child.over and not child.in_cgroup:
+            return self._host
         if self._state(child) != State.RUNNING:
             parse_exec(config)
             self._refuse("exec in", child)
@@ -465,6 +474,8 @@ class Container:
                 finally:
                     child.close()
                     self._close_streams()
+                    if self._host is not None:
+                        self._host.lines.close()
 
     def __enter__(self) -> Self:
         return self
@@ -541,7 +552,7 @@ class Container:
         streams = {name: stream for name in NAMES if (stream := getattr(self, name)) is not None}
         self.stdin = self.stdout = self.stderr = None
         conversation = Conversation(process.args, text, capture, began)
-        return ExecProcess(self._used_child(), conversation, streams, self.destroy)
+        return ExecProcess(self._used_child(), conversation, Stdio(), self.destroy, streams)
 
     def _state(self, child: Child) -> State:
         child.receive()

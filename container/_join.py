@@ -9,7 +9,9 @@ from time import monotonic
 
 from container._capabilities import to_mask
 from container._config import (
+    DEVNULL,
     NAMESPACE_FLAGS,
+    PIPE,
     Config,
     ExecConfig,
     Process,
@@ -19,17 +21,20 @@ from container._config import (
 from container._errors import ConfigError, LaunchError, StateError, UnsupportedError, launch_error
 from container._identity import Identity
 from container._launcher import (
+    MAX_INLINE,
     Base,
     Child,
     Failure,
     Join,
+    Lines,
     RowTable,
     StartFlag,
+    ask_process,
     join_process,
 )
 from container._plan import Plan, attribute_flags, explain, plan_process
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
-from container._streams import NAMES, Stdio, open_process_stdio, open_stream
+from container._streams import Stdio, open_process_stdio
 from container._tree import end_tree
 
 NO_ROWS = RowTable(())
@@ -38,9 +43,10 @@ ALL_NAMESPACES = frozenset(NAMESPACE_FLAGS)
 _PATIENCE = 5.0  # seconds until a container that dies is dead
 _MOST_KEPT = 64  # plans of a container
 _MOST_TEXT = 4096  # characters of arguments of one that is kept
+_OUTPUT = 1 << 1 | 1 << 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Manner:
     """How the output of a command is taken: as for `popen`."""
 
@@ -82,12 +88,13 @@ class Host:
     process: Process
     plan: Plan
     child: Child
-    kept: dict[object, "_Kept"] = field(default_factory=dict)
+    kept: dict[object, "Known"] = field(default_factory=dict)
+    lines: Lines = field(default_factory=Lines)
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """The plan of a command that was run lately, most of which are run again.
+class Known:
+    """The plan of a command, kept where it was run lately, as most are run again.
 
     Not of one with an environment, whose values are secrets, nor with a user, whose name may be
     another's by now.
@@ -96,11 +103,10 @@ class _Kept:
     given: object
     wanted: ExecConfig
     plan: Plan
+    request: bytes | None  # of a command with streams that the launcher makes
 
 
-def plan_lately(
-    host: Host, config: ExecConfig | Sequence[StrPath], names: frozenset[str]
-) -> tuple[ExecConfig, Plan]:
+def plan_lately(host: Host, config: ExecConfig | Sequence[StrPath], names: frozenset[str]) -> Known:
     """What is wanted, and `plan_member` of it, as it was kept where it still holds."""
     key: object = None
     if isinstance(config, ExecConfig):
@@ -109,15 +115,27 @@ def plan_lately(
         key = (tuple(config), names, getrlimit(RLIMIT_NOFILE))
     kept = host.kept.get(key)
     if kept is not None and (kept.given is None or kept.given is config):
-        return kept.wanted, kept.plan
+        return kept
     wanted = parse_exec(config)
     plan = plan_member(host, wanted, names)
+    given = config if isinstance(config, ExecConfig) else None
+    known = Known(given, wanted, plan, _encode_with_streams(wanted, plan))
     if key is not None and _may_be_kept(host, wanted):
         if len(host.kept) >= _MOST_KEPT:
             host.kept.clear()
-        given = config if isinstance(config, ExecConfig) else None
-        host.kept[key] = _Kept(given, wanted, plan)
-    return wanted, plan
+        host.kept[key] = known
+    return known
+
+
+def _encode_with_streams(wanted: ExecConfig, plan: Plan) -> bytes | None:
+    """For a command whose output is captured and that has no input; None for any other."""
+    streams = (wanted.stdin, wanted.stdout, wanted.stderr)
+    if wanted.tty or wanted.timeout is not None or streams != (DEVNULL, PIPE, PIPE):
+        return None
+    request = replace(plan.request, flags=plan.request.flags | StartFlag.STREAMS)
+    pipes = _OUTPUT if _owns_pipes(plan) else 0
+    data = request.encode(plan.identity.maps, (), by_fd=True, pipes=pipes)
+    return data if len(data) <= MAX_INLINE else None
 
 
 def _may_be_kept(host: Host, wanted: ExecConfig) -> bool:
@@ -198,6 +216,8 @@ def _member_flags(base: Base, joined: int) -> StartFlag:
     # more (csrc/exec.c).
     if base.flags & StartFlag.LEASE and not joined & NAMESPACE_FLAGS["time"]:
         flags |= StartFlag.SHARE_MEMORY
+    if base.filter_lets_wait and flags & StartFlag.NO_NEW_PRIVS and not base.handled_access:
+        flags |= StartFlag.FILTER_AHEAD
     return flags
 
 
@@ -223,13 +243,19 @@ def run_member(
     names: frozenset[str],
 ) -> ExecProcess:
     """Run a command in a container; returns once it runs."""
-    wanted, plan = plan_lately(host, config, names)
+    known = plan_lately(host, config, names)
+    wanted, plan = known.wanted, known.plan
+    if known.request is not None:
+        child = ask_process(known.request, host.child, host.lines)
+        _end_by_tree(host, child)
+        settle_member(host, plan, child, wanted, manner)
+        return as_process(child, Stdio(ours=child.take_streams()), wanted, manner)
     stdio = open_process_stdio(wanted)
     try:
         child = begin_member(host, plan, stdio, deadline_of(wanted, manner), wait=True)
         stdio.close_child_ends()
         settle_member(host, plan, child, wanted, manner)
-        return as_process(child, stdio, wanted, manner)
+        return as_process(child, stdio.take(), wanted, manner)
     finally:
         stdio.close()
 
@@ -238,33 +264,41 @@ def begin_member(
     host: Host, plan: Plan, stdio: Stdio, deadline: float | None, *, wait: bool
 ) -> Child:
     """Ask for a command in a container; without ``wait`` return before it is known to run."""
+    child = _join(plan, stdio, host.child, deadline, wait=wait)
+    _end_by_tree(host, child)
+    return child
 
+
+def _end_by_tree(host: Host, child: Child) -> None:
     def end(pid: int, pidfd: int) -> None:
         if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
             host.child.signal(9)
 
-    child = _join(plan, stdio, host.child, deadline, wait=wait)
     child.end_tree = end
-    return child
 
 
 def settle_member(host: Host, plan: Plan, child: Child, wanted: ExecConfig, manner: Manner) -> None:
     """An error where the command does not run."""
+    if child.started:
+        return
     refuse_late(child, wanted, manner)
-    if child.failure is not None or (child.exit is not None and child.exit.lost):
-        child.close()
-        raise _explain_member(child, plan, host.child)
+    child.close()
+    raise _explain_member(child, plan, host.child)
 
 
 def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None, *, wait: bool) -> Child:
-    flags = plan.request.flags
-    inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
-    # Else they are its own as they are.
-    pipes = stdio.pipes if inside or flags & StartFlag.MAP_BY_PROGRAM else 0
+    pipes = stdio.pipes if _owns_pipes(plan) else 0
     maps = plan.identity.maps
     return join_process(
         plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline, wait=wait
     )
+
+
+def _owns_pipes(plan: Plan) -> bool:
+    """Whether a pipe has to be given to it: else those that we make are its own as they are."""
+    flags = plan.request.flags
+    inside = flags & StartFlag.FRESH_USER and plan.identity.by_fd
+    return bool(inside or flags & StartFlag.MAP_BY_PROGRAM)
 
 
 def deadline_of(wanted: ExecConfig, manner: Manner) -> float | None:
@@ -328,6 +362,7 @@ def explain_join(failure: Failure, plan: Plan) -> LaunchError:
 def as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -> ExecProcess:
     """Hand a command out that runs; an error of ours ends it."""
     try:
+        stdio.add_terminal(child)
         return _as_process(child, stdio, wanted, manner)
     except BaseException:
         child.kill()
@@ -335,14 +370,8 @@ def as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -
 
 
 def _as_process(child: Child, stdio: Stdio, wanted: ExecConfig, manner: Manner) -> ExecProcess:
-    streams = {}
-    stdio.add_terminal(child)
-    for name in NAMES:
-        if name in stdio.ours:
-            streams[name] = open_stream(name, stdio.ours[name], child)
-            del stdio.ours[name]  # the file object's now
     conversation = Conversation(wanted.args, manner.text, manner.capture, manner.began)
-    process = ExecProcess(child, conversation, streams, child.kill)
+    process = ExecProcess(child, conversation, stdio, child.kill)
     if wanted.timeout is not None:
         process.end_after(float(wanted.timeout))  # type: ignore[arg-type]
     return process

@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
@@ -26,6 +26,7 @@ from signal import SIGKILL, pidfd_send_signal
 from sys import byteorder
 from termios import TIOCSWINSZ
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, Final
 
 from container import _ids
@@ -69,6 +70,8 @@ class StartFlag(IntFlag):
     OOM_SCORE = lib.START_OOM_SCORE
     CGROUP = lib.START_CGROUP
     TERMINAL = lib.START_TERMINAL
+    STREAMS = lib.START_STREAMS
+    FILTER_AHEAD = lib.START_FILTER_AHEAD
 
 
 _MFD_EXEC = 0x10
@@ -81,9 +84,15 @@ _WALL = 0x40000000  # wait(2): children without an exit signal too
 MAX_ROWS: Final[int] = lib.MAX_ROWS
 MAX_SOURCES: Final[int] = lib.MAX_SOURCES
 MAX_PASSED: Final[int] = lib.MAX_PASSED
+_KIND = socket.SOCK_SEQPACKET
+_OUTPUTS = ("stdout", "stderr")
+_MOST_LINES = 4  # that wait, of a container
+_STARTED: Final[int] = lib.REPORT_STARTED
+_EXITED: Final[int] = lib.REPORT_EXITED
 TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
-_ONE_FD = socket.CMSG_LEN(4)
+_ANSWER: Final[Any] = ffi.typeof("struct answer *")
+MAX_INLINE: Final[int] = lib.MAX_INLINE
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
 # Namespaces that one thread can leave without its process: names in /proc/PID/ns.
 _NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup")
@@ -126,6 +135,7 @@ class Base:
     ambient: int
     filter: bytes = b""  # struct sock_filter[]
     filter_flags: int = 0
+    filter_lets_wait: bool = False
     rules: Sequence[tuple[str, int]] = ()  # of Landlock: path, LANDLOCK_ACCESS_FS_*
     handled_access: int = 0
     settings: tuple[Setting, ...] = ()  # of the control group, with StartFlag.CGROUP
@@ -373,7 +383,7 @@ def encode_start(
 # Children --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Exit:
     """The end of a container's first process. Times in seconds, max_rss in bytes."""
 
@@ -404,6 +414,35 @@ class Failure:
     oom_kills: int | None = None
 
 
+class Lines:
+    """The channels of commands in a container that have ended: csrc/line.c. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._idle: list[Socket] = []
+        self._closed = False
+
+    def take(self) -> Socket | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def give(self, channel: Socket) -> None:
+        if len(self._idle) < _MOST_LINES and not self._closed:
+            self._idle.append(channel)
+        else:
+            channel.close()
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        self._closed = True
+        while (channel := self.take()) is not None:
+            channel.close()
+
+    __del__ = close
+
+
 class Child:
     """A container's first process, as the launcher reports it. Thread-safe.
 
@@ -411,23 +450,27 @@ class Child:
     threads may poll it; who gets the lock reads.
     """
 
-    def __init__(self, channel: Socket, launcher: "Launcher") -> None:
+    pid: int | None = None
+    pidfd: int | None = None
+    listener: int | None = None  # of its filter
+    serial = 0  # what the launcher calls it
+    in_cgroup = False
+    terminal: int | None = None  # our end of its terminal, where it has one
+    # Of an exec, with pid and pidfd: its end is not that of all that it has started.
+    end_tree: Callable[[int, int], object] | None = None
+    # Our ends of its output and errors by name, where the launcher made them.
+    streams: Mapping[str, int] = MappingProxyType({})
+    created = False
+    started = False
+    exit: Exit | None = None
+    failure: Failure | None = None
+    _users = 0
+
+    def __init__(self, channel: Socket, launcher: "Launcher", lines: Lines | None = None) -> None:
         self.channel = channel
         self.launcher = launcher
-        self.pid: int | None = None
-        self.pidfd: int | None = None
-        self.listener: int | None = None  # of its filter
-        self.serial = 0  # what the launcher calls it
-        self.in_cgroup = False
-        self.terminal: int | None = None  # our end of its terminal, where it has one
-        # Of an exec, with pid and pidfd: its end is not that of all that it has started.
-        self.end_tree: Callable[[int, int], object] | None = None
-        self.created = False
-        self.started = False
-        self.exit: Exit | None = None
-        self.failure: Failure | None = None
+        self._lines = lines  # where the channel goes after the end
         self._lock = threading.RLock()  # a signal handler may come back in here
-        self._users = 0
         launcher.join()
         self._closed = False
 
@@ -437,18 +480,30 @@ class Child:
         with self._lock:
             if self.over or self._closed:
                 return False
-            try:
-                data, control, _, _ = self.channel.recvmsg(
-                    _REPORT_SIZE, _ONE_FD, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
+            answer = ffi.new(_ANSWER)
+            result = lib.hear(self.channel.fileno(), 0, answer)
+            if result == -errno.EAGAIN:
                 return False
-            except ConnectionError:
-                # The launcher ended the channel with a command of ours in it, unread. Told once;
-                # what it reported before is next.
-                return True
-            self._take(data, int.from_bytes(control[0][2], byteorder) if control else None)
+            # The launcher ended the channel with a command of ours in it, unread: told once; what
+            # it reported before is next.
+            if result != -errno.ECONNRESET:
+                self._take(answer, result)
             return True
+
+    def ask(self, request: bytes) -> bool:
+        """Send a request on the channel and take the answer in; False where nobody has got it.
+
+        Nobody else may know of this one yet.
+        """
+        answer = ffi.new(_ANSWER)
+        fd = self.channel.fileno()
+        result = lib.ask(fd, request, len(request), answer)
+        while result == -errno.EINTR:
+            result = lib.hear(fd, -1, answer)
+        if result:
+            return False
+        self._take(answer, 0)
+        return True
 
     @property
     def cgroup(self) -> str | None:
@@ -462,29 +517,33 @@ class Child:
         """Nothing will be reported after this."""
         return self.exit is not None or self.failure is not None
 
-    def _take(self, data: bytes, fd: int | None) -> None:
-        if len(data) != _REPORT_SIZE:
+    def _take(self, answer: Any, result: int) -> None:
+        if result:
             self._lose()
             return
-        report = ffi.from_buffer("struct report *", data)
-        if report.kind == lib.REPORT_LISTENER:
-            self.listener = None if fd is None else above_stdio(fd)
-        elif report.kind == lib.REPORT_TERMINAL:
-            self.terminal = None if fd is None else above_stdio(fd)
-        elif report.kind == lib.REPORT_CLONED:
-            self.pidfd = None if fd is None else above_stdio(fd)
+        report = answer.report
+        kind = report.kind
+        fds = [answer.fds[i] for i in range(answer.fd_count)]
+        if kind == _STARTED:
+            if self.pidfd is None and fds:
+                self.pidfd = fds.pop(0)
+            self.streams = dict(zip(_OUTPUTS, fds, strict=False))
+            self.pid, self.serial, self.started = report.pid, report.serial, True
+        elif kind == lib.REPORT_LISTENER:
+            self.listener = fds[0] if fds else None
+        elif kind == lib.REPORT_TERMINAL:
+            self.terminal = fds[0] if fds else None
+        elif kind == lib.REPORT_CLONED:
+            self.pidfd = fds[0] if fds else None
             self.pid, self.serial = report.pid, report.serial
             self.launcher.meet_guard(report.value)
-        elif report.kind == lib.REPORT_CREATED:
+        elif kind == lib.REPORT_CREATED:
             self.created = True
-        elif report.kind == lib.REPORT_STARTED:
-            self.pidfd = self.pidfd if fd is None else above_stdio(fd)
-            self.pid, self.serial, self.started = report.pid, report.serial, True
-        elif report.kind == lib.REPORT_FAILED:
+        elif kind == lib.REPORT_FAILED:
             step = STEPS.get(report.step, "launcher")
             oom_kills = _known(report.oom_kills)
             self.failure = Failure(step, report.error, report.row, report.value, oom_kills)
-        elif report.kind == lib.REPORT_EXITED:
+        elif kind == _EXITED:
             self.exit = Exit(
                 os.waitstatus_to_exitcode(report.wait_status),
                 report.user_time / 1e6,
@@ -590,12 +649,21 @@ class Child:
     def _close_now(self) -> None:
         if self._users > 0:
             return
-        self.channel.close()
+        if self._lines is not None and self.exit is not None and not self.exit.lost:
+            self._lines.give(Socket(socket.AF_UNIX, _KIND, 0, fileno=self.channel.detach()))
+        else:
+            self.channel.close()
         self.launcher.leave()
-        for fd in (self.pidfd, self.listener, self.terminal):
+        for fd in (self.pidfd, self.listener, self.terminal, *self.streams.values()):
             if fd is not None:
                 os.close(fd)
         self.pidfd = self.listener = self.terminal = None
+        self.streams = {}
+
+    def take_streams(self) -> dict[str, int]:
+        """Our ends of its output and errors, which are the taker's from then on."""
+        fds, self.streams = self.streams, {}
+        return dict(fds)
 
 
 def _known(number: int) -> int | None:
@@ -903,7 +971,13 @@ class Launcher:
             raise _Gone
         return ffi.from_buffer("struct report *", data)
 
-    def start(self, request: bytes, sources: Sequence[int], stdio: Sequence[int]) -> Child:
+    def start(
+        self,
+        request: bytes,
+        sources: Sequence[int],
+        stdio: Sequence[int],
+        lines: Lines | None = None,
+    ) -> Child:
         """Send one request; the answer comes by the Child's reports."""
         fds = list(stdio)
         memfd = -1
@@ -915,7 +989,7 @@ class Launcher:
         try:
             with _fork_lock:
                 ours, theirs = _socket_pair()
-                child = Child(ours, self)
+                child = Child(ours, self, lines)
                 try:
                     # What does not fit waits on the channel before the launcher looks for it.
                     for i in range(first, len(sources), _FDS_PER_MESSAGE):
@@ -1322,8 +1396,30 @@ def join_process(
     try:
         child = owner.launcher.start(data, (), stdio)
     except _Gone:
-        raise StateError("the launcher of the container is gone, and so is the container") from None
+        raise _lost_with_launcher() from None
     return _await_start(child, deadline) if wait else child
+
+
+def ask_process(data: bytes, owner: Child, lines: Lines) -> Child:
+    """`join_process`, with streams that the launcher makes: on a line where one is there."""
+    while (channel := lines.take()) is not None:
+        child = Child(channel, owner.launcher, lines)
+        try:
+            if child.ask(data):
+                return _await_start(child, None)
+        except BaseException:
+            child.kill()
+            raise
+        child.close()  # nobody was there: the container has ended, or the launcher
+    try:
+        child = owner.launcher.start(data, (), (), lines)
+    except _Gone:
+        raise _lost_with_launcher() from None
+    return _await_start(child, None)
+
+
+def _lost_with_launcher() -> StateError:
+    return StateError("the launcher of the container is gone, and so is the container")
 
 
 def join_foreign(

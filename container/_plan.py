@@ -288,6 +288,7 @@ def _lay_foundation(
         ambient=to_mask(capabilities.ambient),
         filter=seccomp.program,
         filter_flags=seccomp.flags,
+        filter_lets_wait=seccomp.lets_wait,
         rules=landlock_rules(config, host_layout(caller.euid).links),
         handled_access=ALL_ACCESS if config.landlock is not None else 0,
         settings=settings_of(config.resources) if config.resources is not None else (),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from signal import SIGKILL
 from time import monotonic
+from types import MappingProxyType
 from typing import IO, Any, Literal, Self
 
 from container._config import (
@@ -24,7 +25,7 @@ from container._config import (
 )
 from container._errors import ConfigError, ContainerTimeoutError, StateError, publish
 from container._launcher import Child, Exit
-from container._streams import Capture, Exchange, typed
+from container._streams import Capture, Exchange, Stdio, open_stream, typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,14 @@ class CaptureLimits:
     keep: Literal["head", "tail"]
 
 
+_USUAL_OUTPUT = "16M"
+_USUAL_CAPTURE = CaptureLimits(1 << 24, "head")
+
+
 def parse_capture(max_output: int | str | None, keep: str) -> CaptureLimits:
     """``max_output`` and ``keep`` of `run` and the like."""
+    if max_output == _USUAL_OUTPUT and keep == "head":
+        return _USUAL_CAPTURE
     if keep not in ("head", "tail"):
         raise ConfigError(f"expected 'head' or 'tail', got {keep!r}", field="keep")
     limit = None
@@ -125,9 +132,16 @@ class Conversation:
         return self.conclude(child, captures, None if in_time else timeout)
 
     def conclude(
-        self, child: Child, captures: Mapping[str, Capture], timed_out: float | None
+        self,
+        child: Child,
+        captures: Mapping[str, Capture],
+        timed_out: float | None,
+        noticed: float | None = None,
     ) -> Result | None:
-        """The result of a child that is over; an error where it timed out or was lost."""
+        """The result of a child that is over; an error where it timed out or was lost.
+
+        ``noticed``: when its end was, by the clock of ``began``; None: now.
+        """
         end = child.exit
         if timed_out is None:
             timed_out = self.expired
@@ -148,7 +162,7 @@ class Conversation:
             timed_out=timed_out is not None,
             oom_killed=end.oom_killed,
             usage=Usage(
-                monotonic() - self.began,
+                (monotonic() if noticed is None else noticed) - self.began,
                 end.user,
                 end.system,
                 end.max_rss,
@@ -171,6 +185,9 @@ class Conversation:
         return mode.decode(content)
 
 
+_opening = threading.Lock()
+
+
 class ExecProcess:
     """A running command. Made by `popen` and `Container.exec`; thread-safe but for its streams.
 
@@ -186,8 +203,9 @@ class ExecProcess:
         self,
         child: Child,
         conversation: Conversation,
-        streams: Mapping[str, IO[bytes]],
+        ends: Stdio,
         destroy: Callable[[], None],
+        streams: Mapping[str, IO[bytes]] = MappingProxyType({}),
     ) -> None:
         self.args = conversation.args
         self._conversation = conversation
@@ -195,16 +213,46 @@ class ExecProcess:
         self._destroy = destroy
         self._text = conversation.text
         self._owner = os.getpid()
-        self._usage: Usage | None = None
         self.pid = child.pid
+        self._ends = ends  # of which nobody has asked for a file object yet
+        self._names = (*ends.ours, *streams)
+        self._streams = {name: self._wrap(stream) for name, stream in streams.items()}
+        self._noticed: float | None = None  # when its end was, while there is no result
         self._result: Result | None = None
         self._timer: threading.Timer | None = None
-        self.stdin: IO[Any] | None = self._wrap(streams.get("stdin"))
-        self.stdout: IO[Any] | None = self._wrap(streams.get("stdout"))
-        self.stderr: IO[Any] | None = self._wrap(streams.get("stderr"))
 
-    def _wrap(self, stream: IO[bytes] | None) -> IO[Any] | None:
-        if stream is None or self._text is None:
+    @property
+    def stdin(self) -> IO[Any] | None:
+        """Its standard input, where PIPE was asked for."""
+        return self._stream("stdin")
+
+    @property
+    def stdout(self) -> IO[Any] | None:
+        """Its standard output, likewise."""
+        return self._stream("stdout")
+
+    @property
+    def stderr(self) -> IO[Any] | None:
+        """Its standard error, likewise."""
+        return self._stream("stderr")
+
+    def _stream(self, name: str) -> IO[Any] | None:
+        if name in self._ends.ours:
+            with _opening:
+                self._open(name)
+        elif name in self._names and name not in self._streams:
+            self._streams[name] = self._wrap(io.BytesIO())
+            self._streams[name].close()  # as it is by now
+        return self._streams.get(name)
+
+    def _open(self, name: str) -> None:
+        fd = self._ends.ours.get(name)
+        if fd is not None:
+            self._streams[name] = self._wrap(open_stream(name, fd, self._child))
+            del self._ends.ours[name]  # the file object's now
+
+    def _wrap(self, stream: IO[bytes]) -> IO[Any]:
+        if self._text is None:
             return stream
         mode = self._text
         write_through = stream.writable()
@@ -241,6 +289,8 @@ class ExecProcess:
         """How it ended, once `communicate`, `wait` or `poll` has seen that; after `communicate`
         with what it wrote, and how much of that was dropped.
         """
+        if self._result is None and self._noticed is not None:
+            self._ran(self._conversation.conclude(self._child, {}, None, self._noticed))
         return self._result
 
     def __iter__(self) -> Iterator[Any]:
@@ -252,7 +302,7 @@ class ExecProcess:
     @property
     def usage(self) -> Usage | None:
         """What it used, once its end was seen."""
-        return self._usage
+        return None if self.result is None else self.result.usage
 
     def poll(self) -> int | None:
         """The status if it has ended, else None."""
@@ -268,6 +318,7 @@ class ExecProcess:
         self._check_owner()
         limit = None if timeout is None else parse_duration(timeout)
         deadline = None if limit is None else monotonic() + limit
+        self._child.receive()
         while not self._child.over:
             left = None if deadline is None else deadline - monotonic()
             if not self._child.wait_news(left) and left is not None and left <= 0:
@@ -297,10 +348,9 @@ class ExecProcess:
         return result.stdout, result.stderr
 
     def _take_fds(self) -> dict[str, int]:
-        fds = {}
-        for name in ("stdin", "stdout", "stderr"):
-            stream = getattr(self, name)
-            if stream is None or stream.closed:
+        fds, self._ends.ours = self._ends.ours, {}
+        for name, stream in self._streams.items():
+            if stream.closed:
                 continue
             if name == "stdin":
                 with suppress(BrokenPipeError):
@@ -365,11 +415,14 @@ class ExecProcess:
     def _finish(self) -> int:
         self._stop_timer()
         self._child.close()
+        end = self._child.exit
+        if end is not None and not end.lost and self._conversation.expired is None:
+            self._noticed = self._noticed or monotonic()  # the rest is for who asks
+            return end.returncode
         return self._ran(self._conversation.conclude(self._child, {}, None)).returncode
 
     def _ran(self, result: Result | None) -> Result:
         assert result is not None, "it had started, so it has ended"
-        self._usage = self._usage or result.usage
         self._result = self._result or result
         return result
 
@@ -382,10 +435,10 @@ class ExecProcess:
         self._close_streams()
 
     def _close_streams(self) -> None:
-        for stream in (self.stdin, self.stdout, self.stderr):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
+        self._ends.close()
+        for stream in self._streams.values():
+            with suppress(BrokenPipeError):
+                stream.close()
 
     def __enter__(self) -> Self:
         return self

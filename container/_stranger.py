@@ -76,7 +76,7 @@ def _run(pid: int, pidfd: int, plan: Plan, wanted: ExecConfig, manner: Manner) -
         child.end_tree = end_tree  # what it cannot end is no container's
         refuse_late(child, wanted, manner)
         if child.failure is None:
-            return as_process(child, stdio, wanted, manner)
+            return as_process(child, stdio.take(), wanted, manner)
         child.close()
         if (child.failure.errno or None) in GONE and wait_readable(pidfd, 0):
             raise StateError(f"process {pid} ended before the command ran")

@@ -46,6 +46,11 @@ class Stdio:
     def __del__(self) -> None:
         self.close()
 
+    def take(self) -> "Stdio":
+        """Our ends, which are the taker's from then on."""
+        ours, self.ours = self.ours, {}
+        return Stdio(ours=ours)
+
     def close(self) -> None:
         self.close_child_ends()
         while self.ours:

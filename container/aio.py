@@ -776,7 +776,8 @@ class Container:
             parse_text_mode(text, encoding, errors), parse_capture(max_output, keep), monotonic()
         )
         host = self._box._host_for(config)
-        wanted, plan = plan_lately(host, config, parse_namespaces(None))
+        known = plan_lately(host, config, parse_namespaces(None))
+        wanted, plan = known.wanted, known.plan
         stdio = open_process_stdio(wanted)
         try:
             child = begin_member(host, plan, stdio, None, wait=False)

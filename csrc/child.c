@@ -369,9 +369,22 @@ long filter_early(struct child *child)
     return child->start->flags & START_NO_NEW_PRIVS ? 0 : load_filter(child);
 }
 
+/* A spare child waits under it, where it lets one wait: it is a third of what is left to do. */
+static int is_filtered_ahead(const struct child *child)
+{
+    return child->is_spare && child->start->flags & START_FILTER_AHEAD;
+}
+
+long filter_ahead(struct child *child)
+{
+    return is_filtered_ahead(child) ? load_filter(child) : 0;
+}
+
 long filter_last(struct child *child)
 {
-    return child->start->flags & START_NO_NEW_PRIVS ? load_filter(child) : 0;
+    return child->start->flags & START_NO_NEW_PRIVS && !is_filtered_ahead(child)
+               ? load_filter(child)
+               : 0;
 }
 
 long drop_bounding(struct child *child)

@@ -21,6 +21,7 @@ long become_root_of_namespace(struct child *child);
 long enter_session(struct child *child);
 long set_rlimits(struct child *child);
 long filter_early(struct child *child);
+long filter_ahead(struct child *child);
 long filter_last(struct child *child);
 long drop_bounding(struct child *child);
 long set_ids(struct child *child);

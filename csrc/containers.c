@@ -3,10 +3,15 @@
 #include "state.h"
 
 /* A report that the other side does not take is lost: its reader is gone. */
-void send_report(int channel, const struct report *report, int fd)
+static void send_with_fds(int channel, const struct report *report, const int *fds, uint32_t count)
 {
     if (channel >= 0)
-        (void)send_message(channel, report, sizeof *report, &fd, fd >= 0);
+        (void)send_message(channel, report, sizeof *report, fds, count);
+}
+
+void send_report(int channel, const struct report *report, int fd)
+{
+    send_with_fds(channel, report, &fd, fd >= 0);
 }
 
 void report_failure(int channel, enum step step, long result)
@@ -23,7 +28,7 @@ void kill_container(const struct container *container, int signal)
 
 /* A child that has not dropped our fds yet has a copy of the socket, so closing it would not take
  * it out of the epoll set. */
-static void close_watched(int *fd)
+void close_watched(int *fd)
 {
     if (*fd < 0)
         return;
@@ -63,6 +68,10 @@ void free_container(struct container *container)
     container->pidfd = -1;
     close_fds(&container->payload, 1);
     close_fds(&container->status, 1);
+    close_fds(container->streams, STREAM_COUNT);
+    if (become_line(container))
+        return;
+    drop_lines(container->serial);
     close_watched(&container->channel);
     forget_blank(container);
     forget_spare(container);
@@ -85,15 +94,23 @@ static enum report_kind first_report(const struct container *container)
     return container->was_spare ? REPORT_STARTED : REPORT_CLONED;
 }
 
-void report_progress(const struct container *container, enum report_kind kind)
+void report_progress(struct container *container, enum report_kind kind)
 {
     struct report report = {.kind = kind,
                             .pid = container->pid,
                             .row = -1,
                             .value = launcher.guard,
                             .serial = container->serial};
-    send_report(container->channel, &report,
-                kind == first_report(container) ? container->pidfd : -1);
+    int fds[1 + STREAM_COUNT];
+    uint32_t count = 0;
+    if (kind == first_report(container))
+        fds[count++] = container->pidfd;
+    for (int i = 0; i < STREAM_COUNT && kind == REPORT_STARTED; i++)
+        if (container->streams[i] >= 0)
+            fds[count++] = container->streams[i];
+    send_with_fds(container->channel, &report, fds, count);
+    if (kind == REPORT_STARTED)
+        close_fds(container->streams, STREAM_COUNT); /* the caller's now */
 }
 
 /* What belongs to the caller goes on to it: we keep no copy, which would hold up a hangup. */
@@ -165,8 +182,13 @@ static void signal_payload(const struct container *container, int signal)
 void handle_channel(struct container *container)
 {
     struct command command = {0, 0};
-    long result = receive_message(container->channel, &command, sizeof command, MSG_DONTWAIT,
-                                  &launcher.message);
+    long result;
+    if (container->phase == PHASE_LINE) {
+        handle_line(container);
+        return;
+    }
+    result = receive_message(container->channel, &command, sizeof command, MSG_DONTWAIT,
+                             &launcher.message);
     close_fds(launcher.message.fds, launcher.message.fd_count); /* no command has any */
     if (result == -EAGAIN || result == -E2BIG) /* nothing, or nothing that we know */
         return;
@@ -219,7 +241,8 @@ static void kill_members(const struct container *container)
 {
     for (uint32_t i = 0; i < launcher.highest; i++) {
         const struct container *member = &launcher.containers[i];
-        if (member->phase != PHASE_FREE && member->target == container->serial)
+        if (member->phase != PHASE_FREE && member->phase != PHASE_LINE &&
+            member->target == container->serial)
             kill_container(member, SIGKILL);
     }
 }

@@ -65,11 +65,15 @@ enum { MOST_PENDING = 128 };
 
 static void run_successor(void *arena);
 
+static struct arena *arena_of(struct child *child)
+{
+    return (struct arena *)(void *)((uint8_t *)child - offsetof(struct arena, child));
+}
+
 /* The end of a process that may not be seen inside, once there is one that may. */
 static long enter_pid_namespace(struct child *child)
 {
-    struct arena *arena =
-        (struct arena *)(void *)((uint8_t *)child - offsetof(struct arena, child));
+    struct arena *arena = arena_of(child);
     /* Its pid is written before it runs, or its end could be missed. */
     struct clone_args args = {.flags = CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID,
                               .parent_tid = (uint64_t)(uintptr_t)&child->successor,
@@ -145,23 +149,34 @@ static long enter_root(struct child *child)
     return result;
 }
 
+static void take_request(struct child *child)
+{
+    struct request *request = &arena_of(child)->request;
+    request->bytes = arena_of(child)->late;
+    request->start = (struct start *)request->bytes;
+    child->start = request->start;
+}
+
 /* A spare child (spare.c) has been made before there was anything to run. */
 static long await_program(struct child *child)
 {
     uint64_t every_signal = ~0ull, none[2] = {0, 0};
     struct message message;
     uint8_t byte;
+    uint32_t fds = child->start->flags & START_STREAMS ? 0 : STDIO_COUNT; /* it has them */
     long result;
     if (!child->is_spare)
         return 0;
-    result = close_all_but(&child->sync, 1);
+    child->target = child->target_root = child->cgroup_space = 0; /* they have served */
+    result = close_all_but_own(child);
     if (result == 0)
         result = receive_message(child->sync, &byte, 1, 0, &message);
-    if (result == 0 && message.fd_count != STDIO_COUNT)
+    if (result == 0 && message.fd_count != fds)
         result = -EPROTO;
     if (result < 0)
         return result;
-    memcpy(child->stdio, message.fds, sizeof child->stdio);
+    take_request(child);
+    memcpy(child->stdio, message.fds, fds * sizeof child->stdio[0]);
     for (int i = 0; i < MOST_PENDING; i++) /* they were blocked, and not meant for the program */
         if (sys(__NR_rt_sigtimedwait, &every_signal, 0, none, sizeof every_signal) < 0)
             break;
@@ -185,6 +200,7 @@ static const struct child_step EXEC_SEQUENCE[] = {
     {STEP_IDS, set_ids},
     {STEP_CAPABILITIES, set_capabilities},
     {STEP_NO_NEW_PRIVS, forbid_new_privileges},
+    {STEP_SECCOMP, filter_ahead},
     {STEP_HANDOVER, await_program},
     {STEP_CWD, enter_cwd},
     {STEP_FDS, place_fds},
@@ -359,6 +375,7 @@ static long make_member(struct arena *arena, struct progress *progress, struct c
                                     .sync = -1,
                                     .channel = -1,
                                     .slot = -1,
+                                    .streams = {-1, -1},
                                     .serial = ++launcher.serial,
                                     .target = start->target,
                                     .flags = start->flags};
@@ -367,6 +384,7 @@ static long make_member(struct arena *arena, struct progress *progress, struct c
     if (result < 0)
         return result;
     container->pid = (int32_t)result;
+    take_streams(container, &arena->request);
     launcher.alive++;
     *ret = container;
     return 0;
@@ -381,6 +399,15 @@ static void close_target(const struct arena *arena)
         (void)close_fd(arena->child.cgroup_space);
 }
 
+/* Those that the request says are the process's become so. */
+static long make_own_streams(struct request *request, const struct container *target)
+{
+    long result = make_streams(request);
+    if (result == 0)
+        give_pipes(request, target != NULL && target->flags & START_LEASE ? target->slot : -1);
+    return result;
+}
+
 /* See spare.c. */
 long clone_spare(struct arena *arena, struct progress *progress, struct container **ret)
 {
@@ -388,8 +415,11 @@ long clone_spare(struct arena *arena, struct progress *progress, struct containe
     long result = find_target(arena, &target);
     if (result < 0)
         return result;
-    result = make_member(arena, progress, ret);
+    result = make_own_streams(&arena->request, target);
+    if (result == 0)
+        result = make_member(arena, progress, ret);
     close_target(arena);
+    close_request(&arena->request);
     if (result < 0)
         return result;
     (*ret)->phase = PHASE_BLANK;
@@ -401,10 +431,11 @@ static int use_spare(struct arena *arena)
 {
     struct request *request = &arena->request;
     struct container *spare = take_spare(request);
+    int streams = request->start->flags & START_STREAMS;
     if (spare == NULL)
         return 0;
-    memcpy(spare->arena->bytes, request->bytes, request->start->size);
-    if (send_message(spare->sync, "", 1, request->stdio, STDIO_COUNT) < 0) {
+    memcpy(spare->arena->late, request->bytes, request->start->size);
+    if (send_message(spare->sync, "", 1, request->stdio, streams ? 0 : STDIO_COUNT) < 0) {
         drop_child(spare); /* it was killed this moment */
         return 0;
     }
@@ -434,10 +465,15 @@ long exec_process(struct arena *arena, struct progress *progress)
     /* No PID namespace ends what it leaves behind, with these ids. */
     if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
         target->keeps_slot = 1;
-    give_pipes(&arena->request, target != NULL && target->flags & START_LEASE ? target->slot : -1);
-    if (use_spare(arena))
+    result = open_line(&arena->request);
+    if (result == 0 && start->flags & START_STREAMS && use_spare(arena)) /* it has some */
         return 0;
-    result = make_member(arena, progress, &container);
+    if (result == 0)
+        result = make_own_streams(&arena->request, target);
+    if (result == 0 && (start->flags & START_STREAMS) == 0 && use_spare(arena))
+        return 0;
+    if (result == 0)
+        result = make_member(arena, progress, &container);
     close_target(arena);
     if (result < 0)
         return result;

@@ -11,7 +11,9 @@ enum { FD_CALLER = 3, FD_CALLER_PIDFD = 4, FD_CALLER_STATUS = 5, FD_FIRST_FREE =
 /* Of a launcher without root: its child is dumpable until the ids are mapped. */
 enum { DUMPABLE_FLAGS = START_DENY_SETGROUPS | START_MAP_BY_PROGRAM };
 
-enum { STDIO_COUNT = 3, STACK_SIZE = 32768, SMALL_STACK = 4096 };
+enum { FILTER_SIZE = 8 }; /* of a struct sock_filter */
+
+enum { STDIO_COUNT = 3, STREAM_COUNT = 2, STACK_SIZE = 32768, SMALL_STACK = 4096 };
 
 /* Where a child is. In memory that it shares with the launcher: a plain store gets through even
  * where a filter refuses write(2), and outlives the child. */
@@ -30,7 +32,8 @@ struct request {
     size_t mapped; /* > 0: bytes is a mapping of this size */
     int channel;
     int stdio[STDIO_COUNT];
-    int sources[MAX_SOURCES]; /* in the launcher: what the caller opened, then the copies of it */
+    int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends of its pipes */
+    int sources[MAX_SOURCES];  /* in the launcher: what the caller opened, then the copies of it */
     uint32_t source_count;
     int passed[MAX_PASSED];
     uint32_t passed_count;
@@ -102,6 +105,7 @@ struct arena {
     _Alignas(16) uint8_t stack[STACK_SIZE];
     _Alignas(16) uint8_t helper_stack[SMALL_STACK];
     _Alignas(8) uint8_t bytes[MAX_INLINE];
+    _Alignas(8) uint8_t late[MAX_INLINE]; /* of a spare: the request, which bytes is not yet */
 };
 
 /* message.c */

@@ -21,12 +21,13 @@
  *   per container: its channel (SOCK_SEQPACKET; commands in, reports out; its end means that
  *   nobody wants the container any more), its pidfd, and until execve the sync socket, whose
  *   other end the child holds close-on-exec: EOF and no error in the progress page is execve.
+ *   After a command in a container its channel stays, for the next one (line.c).
  *
  * Sync points of a start
  *   child -> launcher   it is dumpable (one byte; without root only)            STEP_SYNC
  *   launcher -> child   its ids are mapped                                      STEP_SYNC
  *   launcher -> child   the request is there (fds: stdio, copies of mounts)     STEP_HANDOVER
- *                       (of an exec: to a spare child only, fds: stdio; spare.c)
+ *                       (of an exec: to a spare child only, fds: stdio that it has not; spare.c)
  *   child -> launcher   the container is created (one byte)                     STEP_GATE
  *   launcher -> child   start (one byte)                                        STEP_GATE
  *   child -> launcher   EOF: execve, or death

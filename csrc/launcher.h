@@ -84,10 +84,14 @@ enum start_flag {
     START_INIT = 1u << 14,           /* the process runs under a tiny init */
     START_NICE = 1u << 15,
     START_OOM_SCORE = 1u << 16,
-    START_CGROUP = 1u << 17,  /* in a control group of its own, in the place of REQUEST_PLACE; not
-                                 with START_SHARE_MEMORY: out of memory would end all that share it
-                               */
-    START_TERMINAL = 1u << 18 /* stdio is a terminal of the container's own */
+    START_CGROUP = 1u << 17,   /* in a control group of its own, in the place of REQUEST_PLACE; not
+                                  with START_SHARE_MEMORY: out of memory would end all that share it
+                                */
+    START_TERMINAL = 1u << 18, /* stdio is a terminal of the container's own */
+    START_STREAMS = 1u << 19,  /* exec: stdio is /dev/null and two pipes, which the launcher makes;
+                                  our ends of them come with STARTED, and the channel can be asked
+                                  again when the process has ended */
+    START_FILTER_AHEAD = 1u << 20 /* exec: the filter lets a process wait for what it is to run */
 };
 
 enum row_op {
@@ -186,8 +190,10 @@ struct setting {
 };
 
 /* REQUEST_START. fds: channel, [memfd], stdin, stdout, stderr, passed..., joined..., sources...
- * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]. There are no rows;
- * clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is one of them.
+ * REQUEST_EXEC. fds: channel, [memfd], stdin, stdout, stderr, [pidfd]; with START_STREAMS channel,
+ * [memfd], or none on the channel of an earlier one, in the same container, that has ended. There
+ * are no rows; clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is
+ * one of them.
  */
 struct start {
     uint32_t op;
@@ -273,7 +279,8 @@ enum report_kind {
     REPORT_CLONED =
         1,          /* there is a child, which waits; carries its pidfd; the first of its reports */
     REPORT_CREATED, /* at the gate */
-    REPORT_STARTED, /* execve succeeded; of an exec perhaps the first, then with its pidfd */
+    REPORT_STARTED, /* execve succeeded; of an exec perhaps the first, then with its pidfd; with
+                       START_STREAMS our ends of its output and errors */
     REPORT_FAILED,  /* step, error, row; the child is gone */
     REPORT_EXITED,  /* wait_status and usage; the child is reaped */
     REPORT_LEASED,  /* value: the slot */

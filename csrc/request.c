@@ -6,8 +6,6 @@
  */
 #include "internal.h"
 
-enum { FILTER_SIZE = 8 }; /* of a struct sock_filter */
-
 static int span_fits(struct span span, size_t item, size_t align, size_t size)
 {
     return span.offset <= size && span.offset % align == 0 &&
@@ -203,6 +201,8 @@ static int flags_fit(uint64_t flags)
  */
 static int can_be_answered(uint32_t flags)
 {
+    if (flags & (START_STREAMS | START_FILTER_AHEAD)) /* of an exec */
+        return 0;
     return (flags & START_QUIET) == 0 || (flags & (START_GATE | START_TERMINAL)) == 0;
 }
 
@@ -283,6 +283,14 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
     return result < 0 ? result : check_rows(start, bytes, size);
 }
 
+/* A filter that is loaded before the last steps is the last of them all the same. */
+static int filter_fits(const struct start *start)
+{
+    return (start->flags & START_FILTER_AHEAD) == 0 ||
+           (start->flags & START_NO_NEW_PRIVS && start->handled_access == 0 &&
+            (start->filter_flags & SECCOMP_FILTER_FLAG_NEW_LISTENER) == 0);
+}
+
 /* Namespaces to join, at least one: else it would be a process of the host's. */
 long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
 {
@@ -297,6 +305,10 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (start->flags & START_TERMINAL && (start->clone_flags & CLONE_NEWNS) == 0)
         return -EINVAL; /* the devpts that it would find is the host's */
+    if (start->flags & START_STREAMS && (start->flags & START_TERMINAL || start->target == 0))
+        return -EINVAL;
+    if (!filter_fits(start))
+        return -EINVAL;
     if (start->rows.count != 0 || start->passed.count != 0 || start->joined.count != 0 ||
         start->source_count != (start->target == 0))
         return -EINVAL;

@@ -6,13 +6,14 @@
  * with every right of ours given up, serves once, and goes when nothing is run for a while.
  *
  * The container sees it wait: like every other newcomer it is in no namespace of the host's and not
- * dumpable, and holds no fd but the socket on which it waits. It can be stopped or killed from
+ * dumpable, and holds no fd but the socket on which it waits and the streams of the command. Where
+ * the filter allows all that is left to do, it waits under that. It can be stopped or killed from
  * inside, as what is to be run can be. Signals that were sent to it meanwhile are not the
  * program's.
  */
 #include "state.h"
 
-enum { MOST_SPARES = 4, MOST_DATA = 512 };
+enum { MOST_SPARES = 4, MOST_DATA = 8192 };
 
 /* What the steps up to STEP_HANDOVER look at: a request without a program. */
 struct description {
@@ -30,6 +31,12 @@ struct spare {
 static struct spare spares[MOST_SPARES];
 static uint32_t uses;
 
+/* Of the filter that a spare waits under. */
+static size_t filter_size(const struct start *start)
+{
+    return start->flags & START_FILTER_AHEAD ? start->filter.count * FILTER_SIZE : 0;
+}
+
 /* Only what has a user namespace, where no right of the launcher's counts, and dies with a PID
  * namespace. Not in a control group, where it would count. Not what is done before a child joins
  * the container, and not a filter that is loaded before the ids change, or has a listener. */
@@ -41,8 +48,8 @@ static int may_be_spare(const struct request *request)
     };
     const struct start *start = request->start;
     const struct container *target = find_container(start->target);
-    size_t data =
-        start->rlimits.count * sizeof(struct limit) + start->groups.count * sizeof(uint32_t);
+    size_t data = start->rlimits.count * sizeof(struct limit) +
+                  start->groups.count * sizeof(uint32_t) + filter_size(start);
     return target != NULL && target->cgroup <= 0 && request->mapped == 0 && start->fail_step == 0 &&
            (start->flags & (NEEDED | UNFIT)) == NEEDED && start->cpus.count == 0 &&
            (start->filter_flags & SECCOMP_FILTER_FLAG_NEW_LISTENER) == 0 &&
@@ -79,6 +86,15 @@ static void describe(const struct request *request, struct description *kind)
     to->ambient = from->ambient;
     copy_span(kind, &to->rlimits, request, from->rlimits, sizeof(struct limit));
     copy_span(kind, &to->groups, request, from->groups, sizeof(uint32_t));
+    if (from->flags & START_FILTER_AHEAD) {
+        to->filter_flags = from->filter_flags;
+        copy_span(kind, &to->filter, request, from->filter, FILTER_SIZE);
+    }
+    if (from->flags & START_STREAMS) {
+        to->pipes = from->pipes;
+        to->pipe_uid = from->pipe_uid;
+        to->pipe_gid = from->pipe_gid;
+    }
     to->new_root = (uint32_t)kind->size++; /* "": there is room, and it is 0 */
     to->size = (uint32_t)kind->size;
 }
@@ -121,8 +137,8 @@ struct container *take_spare(const struct request *request)
     spare->last_use = ++uses;
     spare->wanted = 1;
     container = spare->container;
-    if (container == NULL || container->arena->progress.step != STEP_HANDOVER ||
-        !is_well(container))
+    /* One that is not there yet will be; one that was killed does not take what it is sent. */
+    if (container == NULL || container->arena->progress.error != 0)
         return NULL;
     spare->container = NULL;
     return container;

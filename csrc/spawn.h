@@ -2,6 +2,8 @@
 /* What the extension module offers to Python: read by build_ffi.py like launcher.h. */
 #ifndef CONTAINER_SPAWN_H
 #define CONTAINER_SPAWN_H
+#include "launcher.h"
+
 #include <stdint.h>
 
 /* The fds that a new launcher gets; the caller keeps its own copies. */
@@ -32,6 +34,23 @@ int create_as(int directory, const char *name, enum creation kind, const char *l
 
 /* The f_type of its file system, statfs(2), or -errno. */
 int64_t file_system_type(int fd);
+
+enum { ANSWER_FDS = 3 };
+
+/* A report of the launcher's, with its fds, all above 2. */
+struct answer {
+    struct report report;
+    int32_t fds[ANSWER_FDS];
+    uint32_t fd_count;
+};
+
+/* Send a request on a channel and wait for the first report. 0, or -errno: -EPIPE where there is
+ * nobody any more, -EINTR where it is sent, and a signal has come before the report. */
+int ask(int channel, const void *request, uint64_t size, struct answer *ret_answer);
+
+/* Wait for a report; at most for `timeout` milliseconds, -1: for ever. 0, or -errno: -EPIPE at the
+ * end of the other side, -EAGAIN, -EINTR. */
+int hear(int channel, int timeout, struct answer *ret_answer);
 
 const void *launcher_image(void);
 uint64_t launcher_image_size(void);

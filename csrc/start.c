@@ -126,6 +126,7 @@ static long clone_child(struct container *container)
 void close_request(struct request *request)
 {
     close_fds(request->stdio, STDIO_COUNT);
+    close_fds(request->streams, STREAM_COUNT);
     close_fds(&request->status, 1);
     close_fds(request->passed, request->passed_count);
     close_fds(request->joined, request->joined_count);
@@ -303,6 +304,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
                                         .sync = -1,
                                         .channel = -1,
                                         .slot = slot,
+                                        .streams = {-1, -1},
                                         .serial = ++launcher.serial};
         arena->progress = (struct progress){.row = -1};
         result = clone_into_cgroup(container, progress);
@@ -342,6 +344,8 @@ void prepare_request(struct request *request, uint8_t *bytes)
     request->status = -1;
     for (int i = 0; i < STDIO_COUNT; i++)
         request->stdio[i] = -1;
+    for (int i = 0; i < STREAM_COUNT; i++)
+        request->streams[i] = -1;
 }
 
 /* A blank child has memory of its own: give it the request. Both are arenas of the launcher's, and
@@ -428,14 +432,14 @@ static void take_fds(int *to, int *from, uint32_t count)
     }
 }
 
-/* The fds of the first message: channel, [memfd], stdio, passed, joined, sources. */
+/* The fds of the first message: channel, [memfd], [stdio], passed, joined, sources. */
 static long decode_start(struct request *request, struct message *message, enum request_op op)
 {
     uint32_t first = request->start->flags & START_IN_MEMFD ? 2 : 1;
     size_t size = message->size;
-    uint32_t sources, next = first + STDIO_COUNT;
+    uint32_t sources, stdio, next;
     long result;
-    if (message->fd_count < next)
+    if (message->fd_count < first)
         return -EINVAL;
     if (first == 2) {
         size = request->start->size;
@@ -448,13 +452,17 @@ static long decode_start(struct request *request, struct message *message, enum 
     result = (op == REQUEST_EXEC ? check_exec : check_start)(request->start, request->bytes, size);
     if (result < 0)
         return result;
+    stdio = request->start->flags & START_STREAMS ? 0 : STDIO_COUNT;
+    next = first + stdio;
+    if (message->fd_count < next)
+        return -EINVAL;
     if (message->fd_count - next < request->start->passed.count + request->start->joined.count)
         return -EINVAL;
     sources =
         message->fd_count - next - request->start->passed.count - request->start->joined.count;
     if (sources > request->start->source_count)
         return -EINVAL;
-    take_fds(request->stdio, message->fds + first, STDIO_COUNT);
+    take_fds(request->stdio, message->fds + first, stdio);
     request->passed_count = request->start->passed.count;
     take_fds(request->passed, message->fds + next, request->passed_count);
     next += request->passed_count;

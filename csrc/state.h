@@ -13,7 +13,8 @@ enum phase {
     PHASE_CREATED,
     PHASE_RUNNING,
     PHASE_FAILED,
-    PHASE_LEFT /* reaped and reported, but its control group is not empty yet */
+    PHASE_LEFT, /* reaped and reported, but its control group is not empty yet */
+    PHASE_LINE  /* only its channel is left: see line.c */
 };
 
 struct container {
@@ -30,6 +31,7 @@ struct container {
     uint32_t serial; /* never given twice */
     uint32_t target; /* an exec: the serial of its container, 0 for a process of somebody else's */
     int was_spare;   /* an exec: see spare.c */
+    int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends, until it has them; -1 */
     enum phase phase;
 };
 
@@ -79,9 +81,10 @@ long check_rights(int sender);
 /* containers.c */
 void send_report(int channel, const struct report *report, int fd);
 void report_failure(int channel, enum step step, long result);
-void report_progress(const struct container *container, enum report_kind kind);
+void report_progress(struct container *container, enum report_kind kind);
 struct container *find_slot(void);
 struct container *find_container(uint32_t serial);
+void close_watched(int *fd);
 void free_container(struct container *container);
 void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);
@@ -125,6 +128,14 @@ void drop_spares(void);
 int has_spare(void);
 int lacks_spare(void);
 void make_spare(void);
+
+/* line.c */
+long make_streams(struct request *request);
+void take_streams(struct container *container, struct request *request);
+long open_line(const struct request *request);
+int become_line(struct container *container);
+void handle_line(struct container *line);
+void drop_lines(uint32_t target);
 
 /* mapper.c */
 long start_mapper(struct container *container);

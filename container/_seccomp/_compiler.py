@@ -91,6 +91,12 @@ _MULTIPLEXED = {
     **{name: ("ipc", 0xFFFF, at) for name, at in _IPC_CALLS.items()},
 }
 
+# What a process calls from its wait for a program on until it is that (csrc/exec.c).
+_TO_PROGRAM = (
+    *("recvmsg", "rt_sigtimedwait", "openat2", "fchdir", "close", "getcwd", "dup3", "close_range"),
+    *("rt_sigprocmask", "execve", "exit_group"),
+)
+
 # Docker's names of machines, where they are not ours.
 _GO_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -101,6 +107,7 @@ class Filter:
 
     program: bytes  # struct sock_filter[]
     flags: int
+    lets_wait: bool = False  # for the program, before which nothing but _TO_PROGRAM is called
 
     @property
     def instructions(self) -> int:
@@ -149,7 +156,17 @@ def compile_profile(
     program = _assemble(profile, native, [rule for _, rule in rules])
     if len(program) > MAX_INSTRUCTIONS:
         raise _too_large(profile, native, rules)
-    return Filter(program.encode(little=native.little), flags)
+    return Filter(
+        program.encode(little=native.little),
+        flags,
+        lets_wait=_lets_wait(profile, native, [rule for _, rule in rules]),
+    )
+
+
+def _lets_wait(profile: SeccompProfile, native: Architecture, rules: Sequence[SyscallRule]) -> bool:
+    numbers, verdicts = numbers_of(native), _verdicts(profile, native, rules)
+    allowed = (_Step((), _RETURNS[SeccompAction.ALLOW]),)
+    return all(verdicts[numbers[name]] == allowed for name in _TO_PROGRAM)
 
 
 def rules_for(

@@ -335,7 +335,7 @@ def test_an_error_of_ours_after_the_start_leaves_no_command(
     # Often: a shell that has just begun to fork is stopped only after that.
     for _ in range(100):
         with monkeypatch.context() as patch:
-            patch.setattr(_join, "open_stream", fail)
+            patch.setattr(_join, "Conversation", fail)
             with pytest.raises(KeyboardInterrupt):
                 box.exec(["sh", "-c", "(setsid sleep 1000 &); sleep 1000"])
         # One that was killed may still be on its way out.

@@ -392,9 +392,10 @@ while not select.select([0], [], [], 0)[0]:
 """
 
 
-def is_stopped_before_it_runs(box: Container) -> bool:
+def is_stopped_before_it_runs(box: Container, user: int) -> bool:
     try:
-        process = box.exec(ExecConfig(["true"], timeout=0.3))
+        # None is made ahead for a user who is the first of its kind.
+        process = box.exec(ExecConfig(["true"], timeout=0.3, user=user))
     except ContainerTimeoutError as error:
         assert error.result is not None
         assert (error.result.timed_out, error.result.returncode) == (True, -9)
@@ -410,7 +411,7 @@ def test_a_command_that_is_stopped_before_it_runs_ends_with_its_time() -> None:
         assert box.stdin is not None
         assert box.stdout is not None
         assert box.stdout.readline() == b"up\n"
-        assert any(is_stopped_before_it_runs(box) for _ in range(50))
+        assert any(is_stopped_before_it_runs(box, user) for user in range(50))
         assert len(children_of_launcher()) == 1
         box.stdin.close()
         assert box.wait(PATIENCE) == 0

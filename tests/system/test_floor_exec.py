@@ -87,6 +87,7 @@ def root(rootdir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def idle(config: Config) -> Iterator[Container]:
     with Container(config) as box:
         box.run(Process(["/bin/sleep", "100000"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL))
+        box.exec(["/bin/true"]).wait()  # what stays until the container goes is there
         yield box
 
 

@@ -160,11 +160,12 @@ def test_it_has_the_rights_of_a_command_and_the_namespaces_of_the_container(
     assert Path(f"/proc/{spare}/mountinfo").read_text() == mounts
 
 
-def test_it_is_not_dumpable_and_holds_no_file_but_its_socket(box: Container) -> None:
+def test_it_is_not_dumpable_and_holds_no_file_but_its_socket_and_streams(box: Container) -> None:
     spare = spare_of(box)
     assert os.stat(f"/proc/{spare}/environ").st_uid == 0  # root's outside, whoever it is inside
     links = [os.readlink(f"/proc/{spare}/fd/{fd}") for fd in os.listdir(f"/proc/{spare}/fd")]
-    assert sorted(link.split(":")[0] for link in links) == [*["/dev/null"] * 3, "socket"]
+    kinds = sorted(link.split(":")[0] for link in links)
+    assert kinds == [*["/dev/null"] * 4, "pipe", "pipe", "socket"]
 
 
 def test_none_is_made_where_it_would_not_end_with_the_container(box: Container) -> None:
