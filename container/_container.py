@@ -38,16 +38,15 @@ from container._errors import (
     launch_error,
     publish,
 )
-from container._events import ContainerEvent, follow
+from container._events import ContainerEvent, begin, follow
+from container._events import Watch as EventWatch
 from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
 from container._launcher import Child, StartFlag
 from container._limits import controllers_of, settings_of
 from container._plan import Plan, explain, launch_plan, make_plan
 from container._process import (
-    CaptureLimits,
     Conversation,
     ExecProcess,
-    TextMode,
     parse_capture,
     parse_text_mode,
 )
@@ -382,10 +381,15 @@ class Container:
         """What happens to it from now on, until its end, which is the last one; or until
         ``timeout`` seconds have passed. The kernel tells of it, nothing is polled.
         """
+        watch, deadline = self._begin_events(timeout)
+        return follow(watch, self._used_child(), deadline)
+
+    def _begin_events(self, timeout: float | timedelta | None) -> tuple[EventWatch, float | None]:
         limit = None if timeout is None else parse_duration(timeout)
         child = self._used_child()
         with self._group("follow", child) as group:
-            return follow(group.path, child, limit)
+            watch = begin(group.path, child)
+        return watch, None if limit is None else monotonic() + limit
 
     @contextmanager
     def _group(self, action: str, child: Child) -> Iterator[Cgroup]:
@@ -545,13 +549,10 @@ class Container:
             stopped_at=self._stopped_at,
         )
 
-    def _as_process(
-        self, process: Process, text: TextMode | None, capture: CaptureLimits, began: float
-    ) -> ExecProcess:
+    def _as_process(self, conversation: Conversation) -> ExecProcess:
         """The command of a running container, as `popen` hands it out with its streams."""
         streams = {name: stream for name in NAMES if (stream := getattr(self, name)) is not None}
         self.stdin = self.stdout = self.stderr = None
-        conversation = Conversation(process.args, text, capture, began)
         return ExecProcess(self._used_child(), conversation, Stdio(), self.destroy, streams)
 
     def _state(self, child: Child) -> State:

@@ -7,12 +7,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from select import POLLERR, POLLIN, POLLPRI, poll
+from select import EPOLLERR, EPOLLPRI, epoll
 from time import monotonic
 
 from container._cgroup import parse_flat
 from container._errors import CgroupError, publish
-from container._launcher import Child, milliseconds
+from container._launcher import Child, wait_readable
 
 # Half of the time of two seconds: the only window that everybody may ask for (psi.rst).
 _TRIGGER = b"some 1000000 2000000"
@@ -58,7 +58,9 @@ class Watch:
         self._child = child
         self._directory = directory
         self._stack = ExitStack()
-        self._poller = poll()
+        # Readable itself whenever there is news: something that a loop can watch, too.
+        self._poller = epoll()
+        self._stack.callback(self._poller.close)
         self._files: dict[int, str] = {}
         try:
             for name in _FILES:
@@ -68,6 +70,9 @@ class Watch:
         except BaseException:
             self._stack.close()
             raise
+
+    def fileno(self) -> int:
+        return self._poller.fileno()
 
     def close(self) -> None:
         self._stack.close()
@@ -79,7 +84,7 @@ class Watch:
         with suppress(FileNotFoundError):  # no such controller
             fd = os.open(os.path.join(self._directory, name), os.O_RDONLY | os.O_CLOEXEC)
             self._stack.callback(os.close, fd)
-            self._poller.register(fd, POLLPRI | POLLERR)
+            self._poller.register(fd, EPOLLPRI | EPOLLERR)
             self._files[fd] = name
 
     def _trigger(self) -> None:
@@ -89,7 +94,7 @@ class Watch:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             self._stack.callback(os.close, fd)
             os.write(fd, _TRIGGER)
-            self._poller.register(fd, POLLPRI)
+            self._poller.register(fd, EPOLLPRI)
 
     def _read(self) -> dict[EventKind, int]:
         counts: dict[EventKind, int] = {}
@@ -117,30 +122,25 @@ class Watch:
         """Until something may have happened."""
         left = None if deadline is None else max(0.0, deadline - monotonic())
         channel = self._child.channel.fileno()
-        if channel < 0:  # closed: it is over
-            return
-        self._poller.register(channel, POLLIN)
-        self._poller.poll(milliseconds(left))
+        if channel >= 0:  # closed: it is over
+            wait_readable(channel, left, also=self.fileno())
 
 
-def follow(directory: str, child: Child, timeout: float | None) -> Iterator[ContainerEvent]:
-    """Events from now on, whenever the first is asked for, until the end of the container, or until
-    ``timeout`` seconds have passed.
-    """
-    deadline = None if timeout is None else monotonic() + timeout
+def begin(directory: str, child: Child) -> Watch:
+    """What happens from now on, whenever it is asked for first."""
     try:
-        watch = Watch(directory, child)
+        return Watch(directory, child)
     except OSError as error:
         raise CgroupError(f"cannot read {error.filename!r}: {error.strerror}") from error
-    return _events(watch, child, deadline)
 
 
-def _events(watch: Watch, child: Child, deadline: float | None) -> Iterator[ContainerEvent]:
+def follow(watch: Watch, child: Child, deadline: float | None) -> Iterator[ContainerEvent]:
+    """The events until the end of the container, or the deadline (of `time.monotonic`)."""
     try:
         while True:
             child.receive()
             over = child.over  # as it is now: another thread may learn of the end meanwhile
-            yield from _last(child) if over else watch.news()
+            yield from last_events(child) if over else watch.news()
             if over or (deadline is not None and monotonic() >= deadline):
                 return
             watch.wait(deadline)
@@ -148,7 +148,7 @@ def _events(watch: Watch, child: Child, deadline: float | None) -> Iterator[Cont
         watch.close()
 
 
-def _last(child: Child) -> Iterator[ContainerEvent]:
+def last_events(child: Child) -> Iterator[ContainerEvent]:
     """The cgroup is gone, but its counts came with the end."""
     now = datetime.now(UTC)
     if child.exit is None:

@@ -40,7 +40,7 @@ from container._tree import end_tree
 NO_ROWS = RowTable(())
 GONE = (None, ESRCH, ENOMEM)  # what a namespace says that is being taken down
 ALL_NAMESPACES = frozenset(NAMESPACE_FLAGS)
-_PATIENCE = 5.0  # seconds until a container that dies is dead
+PATIENCE = 5.0  # seconds until a container that dies is dead
 _MOST_KEPT = 64  # plans of a container
 _MOST_TEXT = 4096  # characters of arguments of one that is kept
 _OUTPUT = 1 << 1 | 1 << 2
@@ -277,13 +277,28 @@ def _end_by_tree(host: Host, child: Child) -> None:
     child.end_tree = end
 
 
-def settle_member(host: Host, plan: Plan, child: Child, wanted: ExecConfig, manner: Manner) -> None:
-    """An error where the command does not run."""
+def settle_member(  # noqa: PLR0917 - those of a start
+    host: Host,
+    plan: Plan,
+    child: Child,
+    wanted: ExecConfig,
+    manner: Manner,
+    patience: float = PATIENCE,
+) -> None:
+    """An error where the command does not run; ``patience``: seconds to wait where `may_have_died`
+    says so.
+    """
     if child.started:
         return
     refuse_late(child, wanted, manner)
     child.close()
-    raise _explain_member(child, plan, host.child)
+    raise _explain_member(child, plan, host.child, patience)
+
+
+def may_have_died(child: Child) -> bool:
+    """Whether a start has failed as it does where the container is about to end."""
+    failure = child.failure
+    return failure is not None and (failure.errno or None) in GONE and failure.step != "target"
 
 
 def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None, *, wait: bool) -> Child:
@@ -314,22 +329,22 @@ def refuse_late(child: Child, wanted: ExecConfig, manner: Manner) -> None:
     conversation.conclude(child, {}, float(wanted.timeout))  # type: ignore[arg-type]
 
 
-def _explain_member(child: Child, plan: Plan, owner: Child) -> Exception:
+def _explain_member(child: Child, plan: Plan, owner: Child, patience: float) -> Exception:
     """A start that failed because the container ended is no fault of the command's."""
     failure = child.failure
     ended = StateError("the container ended before the command ran")
-    if failure is None:
+    if failure is None or ((failure.errno or None) in GONE and failure.step == "target"):
         return ended
-    if (failure.errno or None) in GONE and (failure.step == "target" or _dies(owner)):
+    if may_have_died(child) and _dies(owner, patience):
         return ended
     return explain_join(failure, plan)
 
 
-def _dies(owner: Child) -> bool:
+def _dies(owner: Child, patience: float) -> bool:
     """Whether a container is over, or is so in a moment."""
     owner.receive()
-    if not owner.over:
-        owner.wait_news(_PATIENCE)
+    if not owner.over and patience:
+        owner.wait_news(patience)
         owner.receive()
     return owner.over
 

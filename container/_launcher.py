@@ -458,6 +458,7 @@ class Child:
     terminal: int | None = None  # our end of its terminal, where it has one
     # Of an exec, with pid and pidfd: its end is not that of all that it has started.
     end_tree: Callable[[int, int], object] | None = None
+    on_report: Callable[[], object] | None = None  # in whichever thread takes one in
     # Our ends of its output and errors by name, where the launcher made them.
     streams: Mapping[str, int] = MappingProxyType({})
     created = False
@@ -488,6 +489,8 @@ class Child:
             # it reported before is next.
             if result != -errno.ECONNRESET:
                 self._take(answer, result)
+            if self.on_report is not None:
+                self.on_report()
             return True
 
     def ask(self, request: bytes) -> bool:
@@ -614,10 +617,14 @@ class Child:
         try:
             return wait_readable(self.channel.fileno(), timeout, also, events)
         finally:
-            with self._lock:
-                self._users -= 1
-                if self._closed:
-                    self._close_now()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """One user of the fds less; the last one closes them if that was asked for meanwhile."""
+        with self._lock:
+            self._users -= 1
+            if self._closed:
+                self._close_now()
 
     def kill(self) -> None:
         """Kill every process of the container and wait until it is reaped; then close.
@@ -626,14 +633,24 @@ class Child:
         """
         try:
             self.receive()
-            if self.end_tree and self.pid and self.pidfd is not None and not self.over:
-                self.end_tree(self.pid, self.pidfd)
+            self.end_descendants()
             self.signal(9)
             while not self.over:
                 self.wait_news(None)
                 self.receive()
         finally:
             self.close()
+
+    def end_descendants(self) -> None:
+        """Of an exec, kill what it has started: takes a while where that is much."""
+        with self._lock:
+            if self.end_tree is None or not self.pid or self.pidfd is None or self.over:
+                return
+            self._users += 1  # the number stays that of this process
+        try:
+            self.end_tree(self.pid, self.pidfd)
+        finally:
+            self._let_go()
 
     def __del__(self) -> None:
         if hasattr(self, "_closed"):  # not interrupted while it was made

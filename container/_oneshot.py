@@ -97,18 +97,6 @@ def _with_root(config: Config, root: str) -> Config:
     return replace(config, root=root)
 
 
-def config_of(
-    config: Config | None,
-    root: StrPath | HostRoot | Overlay | None,
-    binds: Sequence[Bind],
-    limits: Limits,
-    network: str,
-) -> Config:
-    """The Config of a `popen`."""
-    _refuse_absent(network)
-    return _config(config, root, binds, limits)
-
-
 def _refuse_absent(network: object) -> None:
     if network != "none":
         raise UnsupportedError("only 'none' is supported yet", field="network")
@@ -329,9 +317,39 @@ def popen(
     The container goes when the command ends, however many processes it started. ``tty`` and
     ``tty_size`` are those of `Process`.
     """
+    box_config, process, conversation = prepare_popen(
+        *(args, root, config, (stdin, stdout, stderr), env, cwd, user, (memory, cpus, pids)),
+        *(network, binds, (max_output, keep), (text, encoding, errors), tty, tty_size),
+    )
+    box = Container(box_config)
+    box.run(process)
+    try:
+        return box._as_process(conversation)
+    except BaseException:
+        box.destroy()
+        raise
+
+
+def prepare_popen(  # noqa: PLR0917 - those of popen
+    args: Sequence[StrPath],
+    root: StrPath | HostRoot | Overlay | None,
+    config: Config | None,
+    stdio: tuple[Any, Any, Any],
+    env: Mapping[str, str] | None,
+    cwd: StrPath | None,
+    user: int | str | None,
+    limits: Limits,
+    network: str,
+    binds: Sequence[Bind],
+    output: tuple[int | str | None, str],
+    text: tuple[bool, str | None, str | None],
+    tty: bool,
+    tty_size: tuple[int, int] | None,
+) -> tuple[Config, Process, Conversation]:
+    """The container, its program, and how that is held."""
     began = monotonic()
-    mode = parse_text_mode(text, encoding, errors)
-    capture = parse_capture(max_output, keep)
+    mode = parse_text_mode(*text)
+    capture = parse_capture(*output)
     process = Process(
         args,
         env=env,
@@ -339,17 +357,13 @@ def popen(
         user=user,
         tty=tty,
         tty_size=tty_size,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
+        stdin=stdio[0],
+        stdout=stdio[1],
+        stderr=stdio[2],
     )
-    box = Container(config_of(config, root, binds, (memory, cpus, pids), network))
-    box.run(process)
-    try:
-        return box._as_process(process, mode, capture, began)
-    except BaseException:
-        box.destroy()
-        raise
+    _refuse_absent(network)
+    conversation = Conversation(process.args, mode, capture, began)
+    return _config(config, root, binds, limits), process, conversation
 
 
 publish(run, popen)

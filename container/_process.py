@@ -101,6 +101,14 @@ class Conversation:
         self.began = began
         self.expired: float | None = None  # the limit at which a timer has ended the command
 
+    def input_bytes(self, data: bytes | str | None, child: Child) -> bytes:
+        """What is sent, as ``communicate`` is given it: typed where there is a terminal."""
+        if isinstance(data, str):
+            if self.text is None:
+                raise TypeError("input must be bytes, not str, unless text=True")
+            data = self.text.encode(data)
+        return typed(data or b"") if child.terminal is not None else data or b""
+
     def hold(
         self,
         child: Child,
@@ -337,9 +345,7 @@ class ExecProcess:
         with what was read in its ``result``.
         """
         self._check_owner()
-        data = self._to_bytes(input)
-        if self._child.terminal is not None:
-            data = typed(data)
+        data = self._conversation.input_bytes(input, self._child)
         limit = None if timeout is None else parse_duration(timeout)
         try:
             result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
@@ -359,15 +365,6 @@ class ExecProcess:
             with suppress(BrokenPipeError):
                 stream.close()
         return fds
-
-    def _to_bytes(self, data: bytes | str | None) -> bytes:
-        if data is None:
-            return b""
-        if isinstance(data, str):
-            if self._text is None:
-                raise TypeError("input must be bytes, not str, unless text=True")
-            return self._text.encode(data)
-        return data
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command; nothing happens if it has ended."""

@@ -35,7 +35,7 @@ class Stdio:
 
     def add_terminal(self, child: Child) -> None:
         """Our end of its terminal, for reading and for writing."""
-        if child.terminal is not None and not child.over:
+        if child.terminal is not None:  # also of one that has ended already
             for name in ("stdin", "stdout"):
                 self.ours[name] = above_stdio(fcntl.fcntl(child.terminal, fcntl.F_DUPFD_CLOEXEC, 3))
 

@@ -12,15 +12,20 @@
         print(await process.stdout.read())
 
 What waits for a container is awaited: `run`, `popen`; ``create``, ``start``, ``run``, ``wait``,
-``exec``, ``stop``, ``destroy`` of `Container`; ``wait``, ``communicate`` of `ExecProcess`. What is
-done at once is not: ``signal``, ``send_signal``, ``terminate``, ``kill``, ``resize``, ``poll`` and
-the properties. There is no thread and no polling: the loop watches a file descriptor for each
-container. Cancelling whoever awaits a `run`, or a start, kills that container or command before
-the cancellation goes on, as do ``asyncio.timeout`` and Ctrl-C; a cancelled ``wait`` lets it live.
+``exec``, ``stop``, ``destroy``, ``pause``, ``resume``, ``update``, ``copy_in``, ``copy_out`` and
+``open_file`` of `Container`; ``wait`` and ``communicate`` of `ExecProcess`. ``events`` is for
+``async for``. What is done at once is not awaited: ``signal``, ``send_signal``, ``terminate``,
+``kill``, ``resize``, ``poll``, ``stats``, ``close`` and the properties.
+
+There is no thread for a container and no polling: the loop watches a file descriptor for each.
+What works on files (``pause`` to ``open_file`` above, and a kill of all that a command has started)
+is done by a thread of the loop's default executor, for as long as that takes. Cancelling whoever
+awaits a `run`, a ``communicate`` or a start kills that container or command before the cancellation
+goes on, as do ``asyncio.timeout`` and Ctrl-C; a cancelled ``wait`` lets it live.
 
 An object belongs to the loop that it was made in. Several loops may be used, each in a thread of
 its own, and loops other than asyncio's own that have its ``add_reader``. For anything else, such as
-trio, ``pidfd`` of the objects of `container` becomes readable at the end.
+trio, ``pidfd`` of the objects of `container` becomes readable at the end: see docs/asyncio.md.
 """
 
 import asyncio
@@ -30,9 +35,10 @@ from contextlib import suppress
 from datetime import timedelta
 from signal import SIGCONT, SIGKILL
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from container import _container, _oneshot
+from container._cgroup import CgroupStats
 from container._config import (
     DEVNULL,
     PIPE,
@@ -43,6 +49,7 @@ from container._config import (
     HostRoot,
     Overlay,
     Process,
+    Resources,
     Result,
     SignalConfig,
     State,
@@ -59,134 +66,56 @@ from container._errors import (
     StateError,
     UnsupportedError,
 )
-from container._join import Manner, begin_member, parse_namespaces, plan_lately, settle_member
-from container._launcher import TRIES, Child, StartFlag, launcher_lost, replace_launcher
-from container._plan import explain, launch_plan, make_plan
-from container._process import (
-    Conversation,
-    parse_capture,
-    parse_text_mode,
+from container._events import ContainerEvent, last_events
+from container._events import Watch as EventWatch
+from container._join import (
+    PATIENCE,
+    Manner,
+    begin_member,
+    deadline_of,
+    may_have_died,
+    parse_namespaces,
+    plan_lately,
+    refuse_late,
+    settle_member,
 )
-from container._streams import (
-    Capture,
-    Exchange,
-    Sink,
-    Stdio,
-    most_left_in,
-    open_process_stdio,
-    read_some,
-    typed,
-)
+from container._launcher import TRIES, StartFlag, launcher_lost, replace_launcher
+from container._loop import LoopExchange, Streams, Watch
+from container._plan import Plan, explain, launch_plan, make_plan
+from container._process import Conversation, parse_capture, parse_text_mode
+from container._streams import Capture, Stdio, open_process_stdio
 
 __all__ = ["Container", "ExecProcess", "popen", "run"]
 
-_CHUNK = 1 << 16
 
-# Children ----------------------------------------------------------------------------------------
-
-
-class _Watch:
-    """What is reported of a child, taken in by the loop as it comes."""
-
-    def __init__(self, child: Child) -> None:
-        self.child = child
-        self.loop = asyncio.get_running_loop()
-        self._fd = child.channel.fileno()
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._at_end: list[Callable[[], object]] = []
-        self._watched = not child.over
-        if self._watched:
-            self.loop.add_reader(self._fd, self._take)
-
-    def _take(self) -> None:
-        while self.child.receive():
-            pass
-        if self.child.over:
-            self.forget()
-        self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        if self.child.over:
-            callbacks, self._at_end = self._at_end, []
-            for callback in callbacks:
-                callback()
-
-    def at_end(self, callback: Callable[[], object]) -> None:
-        if self.child.over:
-            self.loop.call_soon(callback)
-        else:
-            self._at_end.append(callback)
-
-    def forget(self) -> None:
-        """Before its channel is closed."""
-        if self._watched:
-            self._watched = False
-            if not self.loop.is_closed():
-                self.loop.remove_reader(self._fd)
-
-    async def until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Until it is so (True), or so many seconds have passed."""
-        deadline = None if timeout is None else monotonic() + timeout
-        while not condition():
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            waiter = self.loop.create_future()
-            self._waiters.add(waiter)
-            try:
-                await (waiter if left is None else asyncio.wait_for(waiter, left))
-            except TimeoutError:
-                return condition()
-            finally:
-                self._waiters.discard(waiter)
-        return True
-
-    def is_over(self) -> bool:
-        return self.child.over
-
-    async def kill(self) -> None:
-        """SIGKILL, as `Child.kill`; not cancelled before the child is reaped."""
-        child = self.child
-        child.receive()
-        if child.end_tree and child.pid and child.pidfd is not None and not child.over:
-            child.end_tree(child.pid, child.pidfd)
-        if not child.over:
-            child.signal(SIGKILL)
-        cancelled: asyncio.CancelledError | None = None
-        while not child.over:
-            try:
-                await self.until(self.is_over)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        self.close()
-        if cancelled is not None:
-            raise cancelled
-
-    def close(self) -> None:
-        self.forget()
-        self._wake()
-        self.child.close()
-
-
-async def _guarded(watch: _Watch, started: bool = False) -> None:
-    """Until a child has been created, has started, or is over; what cancels that kills it."""
+async def _guarded(watch: Watch, *, started: bool = False, deadline: float | None = None) -> None:
+    """Until a child has been created, has started, or is over, which it is at ``deadline``; what
+    cancels that kills it.
+    """
     child = watch.child
-    try:
-        await watch.until(lambda: (child.created and not started) or child.started or child.over)
-    except GeneratorExit:  # the loop is gone: nothing can be awaited any more
-        watch.close()
-        raise
-    except BaseException:
-        await watch.kill()
-        raise
+    left = None if deadline is None else deadline - monotonic()
+    async with watch:
+        if not await watch.until(
+            lambda: (child.created and not started) or child.started or child.over, left
+        ):
+            await watch.kill()
 
 
-async def _launch(plan_of: Callable[[], Any], stdio: Stdio, *, quiet: bool) -> tuple[Any, _Watch]:
-    """Send a plan off; unless ``quiet``, until it is created or started, or has failed."""
+async def _launch(
+    plan_of: Callable[[], Plan],
+    stdio: Stdio,
+    *,
+    quiet: bool = False,
+    note: Callable[[Watch], object] = id,
+) -> tuple[Plan, Watch]:
+    """Send a plan off; unless ``quiet``, until it is created or started, or has failed.
+
+    ``note`` is told of each one that is sent.
+    """
     for _ in range(TRIES):
         plan = plan_of()
-        watch = _Watch(launch_plan(plan, stdio.child, stdio.pipes, wait=False))
+        watch = Watch(launch_plan(plan, stdio.child, stdio.pipes, wait=False))
+        note(watch)
         if quiet:
             return plan, watch
         await _guarded(watch)
@@ -195,169 +124,6 @@ async def _launch(plan_of: Callable[[], Any], stdio: Stdio, *, quiet: bool) -> t
         replace_launcher(watch.child)
         watch.close()
     raise launcher_lost()
-
-
-# Streams -----------------------------------------------------------------------------------------
-
-
-class _Exchange(Exchange):
-    """Feeds and drains on a loop."""
-
-    def __init__(
-        self, watch: _Watch, ours: dict[str, int], sinks: Mapping[str, Sink], data: bytes
-    ) -> None:
-        self._loop = watch.loop
-        super().__init__(watch.child, ours, sinks, data)
-
-    def _watch(self, fd: int, name: str) -> None:
-        if name == "stdin":
-            self._loop.add_writer(fd, self._feed, fd)
-        else:
-            self._loop.add_reader(fd, self._read, name, fd)
-
-    def _watch_child(self) -> None:
-        pass  # somebody else does
-
-    def _unwatch(self, fd: int, name: str) -> None:
-        if self._loop.is_closed():
-            return
-        if name == "stdin":
-            self._loop.remove_writer(fd)
-        else:
-            self._loop.remove_reader(fd)
-
-
-class _Pump(asyncio.ReadTransport):
-    """From our end of an output stream into a StreamReader, which ends with the command."""
-
-    def __init__(self, watch: _Watch, fd: int) -> None:
-        super().__init__()
-        self._loop = watch.loop
-        self._fd = fd
-        self._left: int | None = None
-        self._reading = False
-        self.reader = asyncio.StreamReader(loop=watch.loop)
-        self.reader.set_transport(self)
-        os.set_blocking(fd, False)
-        self.resume_reading()
-        watch.at_end(self._expect_the_end)
-
-    def _expect_the_end(self) -> None:
-        if self._fd >= 0:
-            self._left = most_left_in(self._fd)
-            if self._reading:
-                self._finish()
-
-    def _finish(self) -> None:
-        """What is in there now is all; the loop would not tell of nothing."""
-        while self._reading and self._left and self._read():
-            pass
-        if self._reading:
-            self._end()
-
-    def _read(self) -> bool:
-        most = _CHUNK if self._left is None else min(self._left, _CHUNK)
-        data = read_some(self._fd, most)
-        if data:
-            if self._left is not None:
-                self._left -= len(data)
-            self.reader.feed_data(data)
-        elif data is not None:
-            self._end()
-        return bool(data)
-
-    def _end(self) -> None:
-        if not self.is_closing():
-            self.reader.feed_eof()
-            self.close()
-
-    def is_closing(self) -> bool:
-        return self._fd < 0
-
-    def close(self) -> None:
-        self.pause_reading()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    def is_reading(self) -> bool:
-        return self._reading
-
-    def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._fd)
-
-    def resume_reading(self) -> None:
-        if not self._reading and not self.is_closing():
-            self._reading = True
-            self._loop.add_reader(self._fd, self._read)
-            if self._left is not None:
-                self._loop.call_soon(self._finish)
-
-
-async def _open_writer(fd: int) -> asyncio.StreamWriter:
-    loop = asyncio.get_running_loop()
-    file = os.fdopen(fd, "wb", buffering=0)
-    try:
-        transport, protocol = await loop.connect_write_pipe(
-            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), loop=loop), file
-        )
-    except BaseException:
-        file.close()
-        raise
-    return asyncio.StreamWriter(transport, protocol, None, loop)
-
-
-class _Streams:
-    """The streams of a command that were asked for. Readers are made when they are first used."""
-
-    def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
-        self._fds: dict[str, int] = {}
-        self._pumps: dict[str, _Pump] = {}
-        self.stdin: asyncio.StreamWriter | None = None
-
-    async def open(self, stdio: Stdio) -> None:
-        stdio.add_terminal(self._watch.child)
-        for name in ("stdout", "stderr"):
-            if name in stdio.ours:
-                self._fds[name] = stdio.ours.pop(name)
-        if "stdin" in stdio.ours:
-            self.stdin = await _open_writer(stdio.ours.pop("stdin"))
-
-    def reader(self, name: str) -> asyncio.StreamReader | None:
-        if name in self._fds:
-            self._pumps[name] = _Pump(self._watch, self._fds.pop(name))
-        pump = self._pumps.get(name)
-        return None if pump is None else pump.reader
-
-    def take_fds(self) -> dict[str, int]:
-        """Of those that nobody reads yet."""
-        fds, self._fds = self._fds, {}
-        return fds
-
-    def __del__(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-
-    def close(self) -> None:
-        for fd in self.take_fds().values():
-            os.close(fd)
-        for pump in self._pumps.values():
-            pump._end()
-        self.close_input()
-
-    def close_input(self) -> None:
-        if self.stdin is not None and not self._watch.loop.is_closed():
-            transport = self.stdin.transport
-            if not transport.is_closing():
-                transport.abort()
 
 
 # One command -------------------------------------------------------------------------------------
@@ -407,9 +173,10 @@ async def run(
                 stdio,
                 quiet=not tty,
             )
-            stdio.close_child_ends()
-            stdio.add_terminal(watch.child)
-            result = await _hold(watch, conversation, stdio.ours, data, limit)
+            async with watch:
+                stdio.close_child_ends()
+                stdio.add_terminal(watch.child)
+                result = await _hold(watch, conversation, stdio.ours, data, limit)
         finally:
             stdio.close()
         child = watch.child
@@ -424,39 +191,34 @@ async def run(
 
 
 async def _hold(  # noqa: PLR0917 - as Conversation.hold, and its own
-    watch: _Watch,
+    watch: Watch,
     conversation: Conversation,
     fds: dict[str, int],
     data: bytes,
     timeout: float | None,
-    readers: Mapping[str, asyncio.StreamReader] | None = None,
+    begun: Mapping[str, bytes] | None = None,
 ) -> Result | None:
-    """`Conversation.hold` on a loop; ``readers`` are streams that somebody has begun to read."""
-    child = watch.child
-    captures = {
-        name: Capture(conversation.capture.limit, conversation.capture.keep)
-        for name in (*fds, *(readers or {}))
-        if name != "stdin"
-    }
-    exchange = _Exchange(watch, fds, {name: each.add for name, each in captures.items()}, data)
+    """`Conversation.hold` on a loop; ``begun`` is what was read before from outputs."""
+    names = dict.fromkeys((*(begun or {}), *fds))
+    limits = conversation.capture
+    captures = {name: Capture(limits.limit, limits.keep) for name in names if name != "stdin"}
+    for name, rest in (begun or {}).items():
+        captures[name].add(rest)
+    exchange = None
     try:
+        sinks = {name: capture.add for name, capture in captures.items()}
+        exchange = LoopExchange(watch, fds, sinks, data)
         in_time = await watch.until(watch.is_over, timeout)
         if not in_time:
             await watch.kill()
         exchange.finish()
-        for name, reader in (readers or {}).items():
-            while rest := await reader.read(_CHUNK):
-                captures[name].add(rest)
-    except GeneratorExit:
-        watch.close()
-        raise
-    except BaseException:
-        await watch.kill()
-        raise
     finally:
-        exchange.close()
+        if exchange is not None:
+            exchange.close()
+        while fds:
+            os.close(fds.popitem()[1])
     watch.close()
-    return conversation.conclude(child, captures, None if in_time else timeout)
+    return conversation.conclude(watch.child, captures, None if in_time else timeout)
 
 
 class ExecProcess:
@@ -471,9 +233,9 @@ class ExecProcess:
 
     def __init__(
         self,
-        watch: _Watch,
+        watch: Watch,
         conversation: Conversation,
-        streams: _Streams,
+        streams: Streams,
         box: "Container | None" = None,
     ) -> None:
         self.args = conversation.args
@@ -505,6 +267,11 @@ class ExecProcess:
         return self._child.pidfd
 
     @property
+    def seccomp_listener(self) -> int | None:
+        """As `container.ExecProcess.seccomp_listener`."""
+        return self._child.listener
+
+    @property
     def returncode(self) -> int | None:
         """The exit status, -N for signal N, None until the end was seen."""
         return self._child.exit.returncode if self._child.exit is not None else None
@@ -526,16 +293,17 @@ class ExecProcess:
 
     def poll(self) -> int | None:
         """The status if it has ended, else None. At once."""
-        self._child.receive()
-        return self._finish() if self._child.over else None
+        return self._finish() if self._watch.look().over else None
 
     async def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the end; at ``timeout`` seconds everything is killed as by
         `container.ExecProcess.wait`: `ContainerTimeoutError`. Cancelled, it lets the command live.
         """
         limit = None if timeout is None else parse_duration(timeout)
+        self._watch.look()
         if not await self._watch.until(self._watch.is_over, limit):
             await self._watch.kill()
+            self._close()
             self._conversation.conclude(self._child, {}, limit)
         return self._finish()
 
@@ -545,39 +313,27 @@ class ExecProcess:
         """Send ``input``, read both streams to their end, wait: see
         `container.ExecProcess.communicate`. Cancelled, it kills the command.
         """
-        data = self._to_bytes(input)
-        if self._child.terminal is not None:
-            data = typed(data)
+        data = self._conversation.input_bytes(input, self._child)
         limit = None if timeout is None else parse_duration(timeout)
-        if self.stdin is not None:
-            self.stdin.write(data)
-            if self._child.terminal is None:
-                self.stdin.close()
-        fds = self._streams.take_fds()
-        begun = {
-            name: reader
-            for name in ("stdout", "stderr")
-            if name not in fds and (reader := self._streams.reader(name)) is not None
-        }
-        result = await _hold(self._watch, self._conversation, fds, b"", limit, begun)
-        self._close()
+        self._watch.look()
+        try:
+            async with self._watch:
+                if self.stdin is not None:
+                    self.stdin.write(data)
+                    if self._child.terminal is None:
+                        self.stdin.close()
+                fds, begun = await self._streams.take_outputs()
+                result = await _hold(self._watch, self._conversation, fds, b"", limit, begun)
+        finally:
+            self._close()
+        assert result is not None, "it had started, so it has ended"
         self._note(result)
-        assert result is not None
         return result.stdout, result.stderr
-
-    def _to_bytes(self, data: bytes | str | None) -> bytes:
-        text = self._conversation.text
-        if not isinstance(data, str):
-            return data or b""
-        if text is None:
-            raise TypeError("input must be bytes, not str, unless text=True")
-        return text.encode(data)
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the command; nothing happens if it has ended."""
         number = parse_signal(sig, "sig")
-        self._child.receive()
-        if not self._child.over:
+        if not self._watch.look().over:
             self._child.signal(number)
 
     def terminate(self) -> None:
@@ -591,13 +347,12 @@ class ExecProcess:
     def resize(self, rows: int, columns: int) -> None:
         """As `container.ExecProcess.resize`."""
         size = parse_tty_size(rows, columns)
-        self._child.receive()
-        if not self._child.over:
+        if not self._watch.look().over:
             if self._child.terminal is None:
                 raise StateError(f"{self.args[0]!r} has no terminal")
             self._child.resize(*size)
 
-    def _end_after(self, deadline: float, seconds: float) -> None:
+    def _end_after(self, began: float, seconds: float) -> None:
         """Have everything killed as by a timeout of `wait`, whoever waits or not."""
 
         def expire() -> None:
@@ -605,7 +360,8 @@ class ExecProcess:
                 self._conversation.expired = seconds
                 self._killing = asyncio.ensure_future(self._watch.kill())
 
-        self._timer = self._watch.loop.call_later(max(0.0, deadline - monotonic()), expire)
+        left = max(0.0, began + seconds - monotonic())
+        self._timer = self._watch.loop.call_later(left, expire)
 
     def _finish(self) -> int:
         self._close()
@@ -615,6 +371,10 @@ class ExecProcess:
 
     def _note(self, result: Result | None) -> None:
         self._result = self._result or result
+
+    def close(self) -> None:
+        """Give the streams back. The command goes on, and is not waited for."""
+        self._streams.close()
 
     def _close(self) -> None:
         if self._timer is not None:
@@ -632,9 +392,11 @@ class ExecProcess:
                     self.stdin.close()
                 await self.wait()
         finally:
-            await self._watch.kill()
-            self._close()
-            self._streams.close()
+            try:
+                await self._watch.kill()
+            finally:
+                self._close()
+                self._streams.close()
 
     def __repr__(self) -> str:
         return f"<ExecProcess {list(self.args)!r} returncode={self.returncode}>"
@@ -665,23 +427,12 @@ async def popen(
     tty_size: tuple[int, int] | None = None,
 ) -> ExecProcess:
     """Start a command in a fresh container: see `container.popen`. Returns once it runs."""
-    began = monotonic()
-    mode = parse_text_mode(text, encoding, errors)
-    capture = parse_capture(max_output, keep)
-    process = Process(
-        args,
-        env=env,
-        cwd=cwd,
-        user=user,
-        tty=tty,
-        tty_size=tty_size,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
+    box_config, process, conversation = _oneshot.prepare_popen(
+        *(args, root, config, (stdin, stdout, stderr), env, cwd, user, (memory, cpus, pids)),
+        *(network, binds, (max_output, keep), (text, encoding, errors), tty, tty_size),
     )
-    box = Container(_oneshot.config_of(config, root, binds, (memory, cpus, pids), network))
+    box = Container(box_config)
     await box.run(process)
-    conversation = Conversation(process.args, mode, capture, began)
     return box._as_process(conversation)
 
 
@@ -694,9 +445,10 @@ class Container:
 
     def __init__(self, config: Config | None = None, id: str | None = None) -> None:
         self._box = _container.Container(config, id)
-        self._watch: _Watch | None = None
-        self._streams: _Streams | None = None
-        self._members: list[ExecProcess] = []
+        self._watch: Watch | None = None
+        self._streams: Streams | None = None
+        self._members: list[Watch] = []  # of what `exec` has started
+        self._starting = False
 
     # Life: awaited
 
@@ -721,29 +473,39 @@ class Container:
         watch = await self._create(process, StartFlag(0))
         self._box._note_start(watch.child)
 
-    async def _create(self, process: Process, flags: StartFlag) -> _Watch:
-        box = self._box
-        box._check_unused(process)
-        if self._watch is not None:
-            raise StateError(f"container {box.id} was used before; make a new one")
+    async def _create(self, process: Process, flags: StartFlag) -> Watch:
+        self._box._check_unused(process)
+        if self._starting:
+            raise StateError(f"container {self.id} is being started")
+        self._starting = True
         stdio = open_process_stdio(process)
         try:
-            plan, watch = await _launch(
-                lambda: make_plan(box.config, process, flags), stdio, quiet=False
-            )
-            stdio.close_child_ends()
-            box._adopt(process, plan, watch.child)
-            self._watch = watch
-            self._streams = _Streams(watch)
-            try:
-                await self._streams.open(stdio)
-            except BaseException:
-                await watch.kill()
-                self._streams.close()
-                raise
-            return watch
+            return await self._create_with(stdio, process, flags)
+        except Exception as error:
+            if self._box._destroyed:
+                raise StateError(f"container {self.id} was destroyed while it started") from error
+            raise
         finally:
+            self._starting = False
             stdio.close()
+
+    async def _create_with(self, stdio: Stdio, process: Process, flags: StartFlag) -> Watch:
+        box = self._box
+
+        def plan() -> Plan:
+            box._check_unused(process)
+            return make_plan(box.config, process, flags)
+
+        def note(watch: Watch) -> None:
+            self._watch = watch  # for destroy()
+
+        made, watch = await _launch(plan, stdio, note=note)
+        async with watch:
+            box._check_unused(process)
+            stdio.close_child_ends()
+            box._adopt(process, made, watch.child)
+            self._streams = Streams(watch, stdio)
+        return watch
 
     async def wait(self, timeout: float | timedelta | None = None) -> int:
         """Wait for the program to end and return its status, -N for signal N.
@@ -775,34 +537,28 @@ class Container:
         manner = Manner(
             parse_text_mode(text, encoding, errors), parse_capture(max_output, keep), monotonic()
         )
-        host = self._box._host_for(config)
+        host = self._box._host_for(config, look=True)
         known = plan_lately(host, config, parse_namespaces(None))
         wanted, plan = known.wanted, known.plan
         stdio = open_process_stdio(wanted)
         try:
-            child = begin_member(host, plan, stdio, None, wait=False)
-            watch = _Watch(child)
-            await _guarded(watch)
-            stdio.close_child_ends()
-            if child.over and not child.started:
-                await self._used().until(self._used().is_over, 0.5)
-            settle_member(host, plan, child, wanted, manner)
-            streams = _Streams(watch)
-            try:
-                await streams.open(stdio)
-            except BaseException:
-                await watch.kill()
-                streams.close()
-                raise
+            watch = Watch(begin_member(host, plan, stdio, None, wait=False))
+            await _guarded(watch, deadline=deadline_of(wanted, manner))
+            async with watch:
+                stdio.close_child_ends()
+                refuse_late(watch.child, wanted, manner)
+                if may_have_died(watch.child):
+                    await self._used().until(self._used().is_over, PATIENCE)
+                settle_member(host, plan, watch.child, wanted, manner, patience=0)
+                streams = Streams(watch, stdio)
         finally:
             stdio.close()
         conversation = Conversation(wanted.args, manner.text, manner.capture, manner.began)
         process = ExecProcess(watch, conversation, streams)
         if wanted.timeout is not None:
-            seconds = float(wanted.timeout)  # type: ignore[arg-type]
-            process._end_after(manner.began + seconds, seconds)
-        self._members = [each for each in self._members if not each._child.over]
-        self._members.append(process)
+            process._end_after(manner.began, float(wanted.timeout))  # type: ignore[arg-type]
+        self._members = [each for each in self._members if not each.child.over]
+        self._members.append(watch)
         return process
 
     async def stop(self, signal_config: SignalConfig | None = None) -> int | None:
@@ -815,35 +571,103 @@ class Container:
         watch = self._used()
         if self.state.state == State.PAUSED:  # or it could not end in order
             with suppress(StateError):
-                self._box.resume()
+                await self.resume()
         if self.state.state == State.RUNNING:
             watch.child.signal(config.stop_signal)
             watch.child.signal(SIGCONT)  # a stopped process would take no notice
             await watch.until(watch.is_over, parse_duration(config.stop_timeout))
-        await self._kill(watch)
-        return self.exit_code
-
-    async def _kill(self, watch: _Watch) -> None:
-        watch.child.receive()
-        if not watch.child.over:
+        if not watch.look().over:
             watch.child.signal(SIGKILL)
         await watch.until(watch.is_over)
+        return self.exit_code
 
     async def destroy(self) -> None:
         """Kill every process of the container and give everything back. Idempotent."""
+        if os.getpid() != self._box._owner:
+            return  # a fork's copy: the container is the parent's
         self._box._destroyed = True
-        if self._watch is not None:
+        if self._watch is None:
+            return
+        members = self._members
+        try:
             await self._watch.kill()
-            for member in self._members:  # dead, like all in the container
-                await member._watch.until(member._watch.is_over)
-                member._close()
+            # Dead, like all in the container: their end is on its way.
+            await self._watch.surely(lambda: all(member.child.over for member in members))
+        finally:
+            for member in members:
+                member.close()
             self._close()
+            if self._box._host is not None:  # for `exec_in_namespaces`
+                self._box._host.lines.close()
 
     def _close(self) -> None:
         if self._watch is not None:
             self._watch.close()
         if self._streams is not None:
             self._streams.close()
+
+    # Its control group and its files: by a thread
+
+    async def pause(self) -> None:
+        """Let every process stand still; returns once they do. See `container.Container.pause`."""
+        await asyncio.to_thread(self._box.pause)
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        await asyncio.to_thread(self._box.resume)
+
+    async def update(self, resources: Resources) -> None:
+        """Change limits while it runs; what is None stays as it is."""
+        await asyncio.to_thread(self._box.update, resources)
+
+    async def copy_in(self, source: StrPath, target: StrPath) -> None:
+        """Copy to ``target`` in the container: see `container.Container.copy_in`. What is cancelled
+        is not waited for any more, but goes on.
+        """
+        await asyncio.to_thread(self._box.copy_in, source, target)
+
+    async def copy_out(self, source: StrPath, target: StrPath) -> None:
+        """Copy from the container: see `copy_in`."""
+        await asyncio.to_thread(self._box.copy_out, source, target)
+
+    async def open_file(
+        self, path: StrPath, mode: str = "r", *, encoding: str | None = "utf-8"
+    ) -> IO[Any]:
+        """Open a regular file of the container: see `container.Container.open_file`. What is
+        returned is an ordinary file object, whose methods are not awaited.
+        """
+        return await asyncio.to_thread(self._box.open_file, path, mode, encoding=encoding)
+
+    def events(self, timeout: float | timedelta | None = None) -> AsyncIterator[ContainerEvent]:
+        """What happens to it from now on, for ``async for``: see `container.Container.events`."""
+        return self._follow(*self._box._begin_events(timeout))
+
+    async def _follow(
+        self, events: EventWatch, deadline: float | None
+    ) -> AsyncIterator[ContainerEvent]:
+        watch = self._used()
+        news: list[ContainerEvent] = []
+
+        def look() -> None:
+            news.extend(events.news())
+            watch.wake()
+
+        fd = events.fileno()
+        watch.loop.add_reader(fd, look)
+        try:
+            while not watch.child.over:
+                left = None if deadline is None else deadline - monotonic()
+                in_time = await watch.until(lambda: bool(news) or watch.child.over, left)
+                while news:
+                    yield news.pop(0)
+                if not in_time:
+                    return
+            for event in last_events(watch.child):
+                yield event
+        finally:
+            if not watch.loop.is_closed():
+                watch.loop.remove_reader(fd)
+            events.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -854,7 +678,7 @@ class Container:
     def __del__(self) -> None:
         watch = getattr(self, "_watch", None)
         if watch is not None:
-            watch.forget()
+            watch.abandon(self._box)
 
     # At once
 
@@ -865,6 +689,10 @@ class Container:
     def resize(self, rows: int, columns: int) -> None:
         """Give the terminal of the first process another size."""
         self._box.resize(rows, columns)
+
+    def stats(self) -> CgroupStats:
+        """What it uses now, and has used: processor time, memory, processes, devices."""
+        return self._box.stats()
 
     @property
     def id(self) -> str:
@@ -881,6 +709,10 @@ class Container:
     @property
     def pidfd(self) -> int | None:
         return self._box.pidfd
+
+    @property
+    def seccomp_listener(self) -> int | None:
+        return self._box.seccomp_listener
 
     @property
     def exit_code(self) -> int | None:
@@ -902,7 +734,7 @@ class Container:
     def stderr(self) -> asyncio.StreamReader | None:
         return None if self._streams is None else self._streams.reader("stderr")
 
-    def _used(self) -> _Watch:
+    def _used(self) -> Watch:
         self._box._used_child()
         assert self._watch is not None
         return self._watch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md shows works as it stands there."""
+"""What README.md and docs/asyncio.md show works as it stands there."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def parameters(blocks: list[Block]) -> list[object]:
 
 
 README = blocks_of(TREE / "README.md")
-PYTHON = [block for block in README if block.language == "python"]
+PAGES = blocks_of(TREE / "docs" / "asyncio.md")
+PYTHON = [block for block in README + PAGES if block.language == "python"]
 SHELL = [block for block in README if block.language == "sh" and not made(block)]
 MAKE = [line for block in README if block.language == "sh" for line in made(block)]
 
