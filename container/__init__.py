@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from container._capabilities import Capabilities, Capability, default_capabilities
 from container._config import (
+    DEFAULT_BRIDGE_GATEWAY,
+    DEFAULT_BRIDGE_NAME,
+    DEFAULT_BRIDGE_SUBNET,
     DEVNULL,
     PIPE,
     STDOUT,
@@ -35,8 +38,11 @@ from container._config import (
     Mount,
     MountFlags,
     Namespaces,
+    NetworkConfig,
+    NetworkMode,
     Overlay,
     PidsResources,
+    PortMapping,
     Process,
     Resources,
     Result,
@@ -45,6 +51,7 @@ from container._config import (
     State,
     Usage,
     default_devices,
+    port_mappings_from_strings,
 )
 from container._errors import (
     CgroupError,
@@ -88,6 +95,16 @@ if TYPE_CHECKING:
     from container._doctor import Check, Report, doctor
     from container._events import ContainerEvent, EventKind
     from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
+    from container._network._addresses import allocate_ip
+    from container._network._files import write_hosts, write_resolv_conf
+    from container._network._host import (
+        ensure_bridge,
+        ensure_forwarding_enabled,
+        setup_nat_for_bridge,
+    )
+    from container._network._leases import IPLease, lease_ip
+    from container._network._network import Network, setup_container_network
+    from container._network._ports import PortForwarder
     from container._oneshot import popen, run
     from container._process import ExecProcess
     from container._signals import SignalForwarder
@@ -105,23 +122,37 @@ _LAZY = {
     "ContainerEvent": "_events",
     "EventKind": "_events",
     "ExecProcess": "_process",
+    "IPLease": "_network._leases",
     "IOStats": "_cgroup",
     "MemoryEvents": "_cgroup",
     "MemoryStats": "_cgroup",
+    "Network": "_network._network",
     "PidsStats": "_cgroup",
+    "PortForwarder": "_network._ports",
     "Pressure": "_cgroup",
     "Report": "_doctor",
     "SignalForwarder": "_signals",
     "StateManager": "_state",
+    "allocate_ip": "_network._addresses",
     "doctor": "_doctor",
+    "ensure_bridge": "_network._host",
+    "ensure_forwarding_enabled": "_network._host",
     "exec_in_namespaces": "_exec",
     "get_namespace_paths": "_exec",
     "join_network_namespace": "_exec",
+    "lease_ip": "_network._leases",
     "popen": "_oneshot",
     "run": "_oneshot",
+    "setup_container_network": "_network._network",
+    "setup_nat_for_bridge": "_network._host",
+    "write_hosts": "_network._files",
+    "write_resolv_conf": "_network._files",
 }
 
 __all__ = [
+    "DEFAULT_BRIDGE_GATEWAY",
+    "DEFAULT_BRIDGE_NAME",
+    "DEFAULT_BRIDGE_SUBNET",
     "DEVNULL",
     "PIPE",
     "STDOUT",
@@ -155,6 +186,7 @@ __all__ = [
     "IDMapping",
     "IOResources",
     "IOStats",
+    "IPLease",
     "Join",
     "Landlock",
     "LaunchError",
@@ -164,10 +196,15 @@ __all__ = [
     "Mount",
     "MountFlags",
     "Namespaces",
+    "Network",
+    "NetworkConfig",
     "NetworkError",
+    "NetworkMode",
     "Overlay",
     "PidsResources",
     "PidsStats",
+    "PortForwarder",
+    "PortMapping",
     "Pressure",
     "Process",
     "Report",
@@ -189,14 +226,23 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "__version__",
+    "allocate_ip",
     "default_capabilities",
     "default_devices",
     "doctor",
+    "ensure_bridge",
+    "ensure_forwarding_enabled",
     "exec_in_namespaces",
     "get_namespace_paths",
     "join_network_namespace",
+    "lease_ip",
     "popen",
+    "port_mappings_from_strings",
     "run",
+    "setup_container_network",
+    "setup_nat_for_bridge",
+    "write_hosts",
+    "write_resolv_conf",
 ]
 
 

@@ -10,14 +10,14 @@ hashable, may be shared between threads, and is copied by reference.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import STRICT, IntFlag, StrEnum
 from functools import partial, wraps
 from posixpath import normpath
 from signal import SIGTERM, Signals
 from stat import S_IFBLK, S_IFCHR
-from typing import Annotated, Any, ClassVar, NoReturn, Protocol, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Protocol, Self, TypeVar, cast
 
 from container._capabilities import Capabilities
 from container._errors import CommandError, ConfigError, UnsupportedError, publish
@@ -173,7 +173,8 @@ def _mapping(separators: str) -> Check:
     return check
 
 
-def _hostname(value: str, field: str) -> str:
+def parse_host_name(value: str, field: str) -> str:
+    """A host name, as sethostname(2) takes it, and a line of a file can hold it."""
     length = len(os.fsencode(_text(value, field)))
     if not 1 <= length <= _HOST_NAME_MAX:
         _fail(field, f"must have 1 to {_HOST_NAME_MAX} bytes, not {length}")
@@ -1105,7 +1106,397 @@ _NO_NAMES = _FrozenMapping({})
 _NO_SHIFTS: Mapping[str, Any] = _Limits({})
 
 
-@_not_yet("network", "hooks")
+# A network -------------------------------------------------------------------------------------
+
+DEFAULT_BRIDGE_NAME = "container0"
+DEFAULT_BRIDGE_SUBNET = "10.88.0.0/16"
+DEFAULT_BRIDGE_GATEWAY = "10.88.0.1/16"
+
+_MAX_PORT = 2**16 - 1
+_INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # IFNAMSIZ, with its final NUL
+_PROTOCOLS = ("tcp", "udp", "sctp")
+_MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_MAX_NAME = 253  # characters of a domain name
+_DNS_OPTION = re.compile(r"[a-z0-9-]+(:[0-9]+)?")
+_MIN_MTU, _MIN_MTU6 = 68, 1280  # RFC 791, RFC 8200
+PUBLIC = "public"
+"""As ``egress``: everywhere but to addresses that are not of the public Internet."""
+
+
+def _address_of(kind: str, value: Any, field: str) -> Any:
+    """What ``ipaddress`` makes of a str or one of its own objects; ``kind``: a function of it."""
+    import ipaddress  # noqa: PLC0415  (3 ms)
+
+    if not isinstance(value, str) and type(value).__module__ != "ipaddress":
+        _expected("str or an object of ipaddress", value, field)
+    try:
+        found = getattr(ipaddress, kind)(str(value))
+    except ValueError as error:
+        _fail(field, str(error))
+    return _fail(field, "a scope has no place here") if "%" in str(found) else found
+
+
+def parse_ip(value: Any, field: str) -> str:
+    """An address, without a prefix or a scope."""
+    return str(_address_of("ip_address", value, field))
+
+
+def _host_ip(value: Any, field: str) -> str | None:
+    return None if value == "" else parse_ip(value, field)
+
+
+def _interface(value: Any, field: str) -> str:
+    """An address, with or without the length of its network's prefix behind a slash."""
+    found = _address_of("ip_interface", value, field)
+    return str(found) if "/" in str(value) else str(found.ip)
+
+
+def _subnet(value: Any, field: str) -> str:
+    return str(_address_of("ip_network", value, field))
+
+
+def check_interface_name(value: str, field: str) -> str:
+    """The name of a network interface."""
+    if not isinstance(value, str):
+        _expected("str", value, field)
+    if not _INTERFACE.fullmatch(value) or value in (".", "..", "all", "default"):
+        _fail(field, f"must be 1 to 15 of A-Za-z0-9_.-: {_show(value)}")
+    return value
+
+
+def _domain(value: str, field: str) -> str:
+    if not isinstance(value, str):
+        _expected("str", value, field)
+    if len(value) > _MAX_NAME or not all(map(_LABEL.fullmatch, value.split("."))):
+        _fail(field, f"is no domain name: {_show(value)}")
+    return value
+
+
+def _dns_option(value: str, field: str) -> str:
+    if not isinstance(value, str) or not _DNS_OPTION.fullmatch(value):
+        _fail(field, f"is no option of resolv.conf(5): {_show(value)}")
+    return value
+
+
+def _mac_address(value: str, field: str) -> str:
+    if not isinstance(value, str) or not _MAC.fullmatch(value.lower()):
+        _fail(field, f"must be like '02:00:5e:10:00:01': {_show(value)}")
+    if int(value[:2], 16) & 1 or not int(value.replace(":", ""), 16):
+        _fail(field, f"is that of a group, or no address: {value!r}")
+    return value.lower()
+
+
+class NetworkMode(StrEnum):
+    """NONE: nothing but loopback. HOST: the caller's network. BRIDGE: an interface at a bridge."""
+
+    NONE = "none"
+    HOST = "host"
+    BRIDGE = "bridge"
+
+
+def _network_mode(value: str, field: str) -> NetworkMode:
+    if value not in NetworkMode._value2member_map_:
+        _fail(field, f"must be one of {', '.join(NetworkMode)}, not {_show(value)}")
+    return NetworkMode(value)
+
+
+def _protocol(value: str, field: str) -> str:
+    if value not in _PROTOCOLS:
+        _fail(field, f"must be one of {', '.join(_PROTOCOLS)}, not {_show(value)}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping(_Checked):
+    """A port of the host that leads to one of the container.
+
+    ``host_ip`` is the address of the host that it is published at: None for all of them,
+    ``"0.0.0.0"`` for all of IPv4, ``"::"`` for all of IPv6. At ``"127.0.0.1"`` it is for programs
+    of the host only; at ``"::1"`` it cannot be (`UnsupportedError`): the kernel drops what comes
+    from there at any other interface. ``protocol`` is ``"tcp"``, ``"udp"`` or ``"sctp"``.
+    """
+
+    host_ip: Annotated[str | None, _optional(_host_ip)]
+    host_port: Annotated[int, _int(1, _MAX_PORT)]
+    container_port: Annotated[int, _int(1, _MAX_PORT)]
+    protocol: Annotated[str, _protocol] = "tcp"
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.host_ip is None:
+            return
+        address = _address_of("ip_address", self.host_ip, "host_ip")
+        if address.version == 6 and address.is_loopback:
+            raise UnsupportedError(
+                "IPv6 has no way from loopback to another interface; use 127.0.0.1",
+                field="host_ip",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``"[IP:]HOST_PORT:CONTAINER_PORT[/PROTOCOL]"``, an IPv6 address in brackets."""
+        mappings = parse_ports(text, "text")
+        if len(mappings) != 1:
+            _fail("text", f"is a range: {_show(text)}; see port_mappings_from_strings")
+        mapping = mappings[0]
+        return cls(mapping.host_ip, mapping.host_port, mapping.container_port, mapping.protocol)
+
+    def __str__(self) -> str:
+        host = ""
+        if self.host_ip is not None:
+            host = f"[{self.host_ip}]:" if ":" in str(self.host_ip) else f"{self.host_ip}:"
+        return f"{host}{self.host_port}:{self.container_port}/{self.protocol}"
+
+
+_PORTS = re.compile(
+    r"(?:(?:\[(?P<ip6>[^][]*)\]|(?P<ip4>[^][:/]*)):)?"
+    r"(?P<host>[0-9]+(?:-[0-9]+)?):(?P<inside>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>[a-z]+))?"
+)
+
+
+def parse_ports(text: str, field: str) -> list[PortMapping]:
+    """The mappings of ``"[IP:]HOST[-LAST]:CONTAINER[-LAST][/PROTOCOL]"``."""
+    if not isinstance(text, str):
+        _expected("str", text, field)
+    match = _PORTS.fullmatch(text) if text.isascii() else None
+    if match is None:
+        _fail(field, f"expected '[IP:]HOST_PORT:CONTAINER_PORT[/PROTOCOL]': {_show(text)}")
+    host, inside = (_port_range(match[name], field, text) for name in ("host", "inside"))
+    if len(host) != len(inside):
+        _fail(field, f"{len(host)} ports of the host for {len(inside)}: {_show(text)}")
+    try:
+        return [
+            PortMapping(match["ip6"] or match["ip4"], outer, inner, match["protocol"] or "tcp")
+            for outer, inner in zip(host, inside, strict=True)
+        ]
+    except ConfigError as error:
+        _fail(field, f"{error.detail}: {_show(text)}")
+
+
+def _port_range(text: str, field: str, whole: str) -> range:
+    first, _, last = text.partition("-")
+    if len(text) > len("65535-65535"):
+        _fail(field, f"ports are from 1 to {_MAX_PORT}: {_show(whole)}")
+    ports = range(int(first), int(last or first) + 1)
+    if not ports or ports[0] < 1 or ports[-1] > _MAX_PORT:
+        _fail(field, f"ports are from 1 to {_MAX_PORT}, the lower first: {_show(whole)}")
+    return ports
+
+
+def port_mappings_from_strings(texts: Sequence[str]) -> list[PortMapping]:
+    """The mappings of ``["8080:80", "127.0.0.1:5000-5002:5000-5002/udp"]``, ranges expanded."""
+    strings = _sequence(parse_ports)(texts, "texts")
+    return [mapping for mappings in strings for mapping in mappings]
+
+
+def _port_mapping(value: PortMapping | str, field: str) -> tuple[PortMapping, ...]:
+    if isinstance(value, PortMapping):
+        return (value,)
+    return tuple(parse_ports(value, field))
+
+
+def _port_mappings(value: Sequence[PortMapping | str], field: str) -> tuple[PortMapping, ...]:
+    groups = _sequence(_port_mapping)(value, field)
+    return tuple(mapping for group in groups for mapping in group)
+
+
+@dataclass(frozen=True, slots=True)
+class _Egress:
+    """An entry of an allow-list, taken apart."""
+
+    network: str
+    protocol: str | None  # None: any
+    first: int
+    last: int
+
+
+_EGRESS = re.compile(
+    r"(?:\[(?P<ip6>[^][]*)\]|(?P<ip4>[^][:]*?))"
+    r"(?::(?P<ports>[0-9]+(?:-[0-9]+)?)(?:/(?P<protocol>[a-z]+))?)?"
+)
+
+
+def parse_egress(text: str, field: str) -> _Egress:
+    """``"NETWORK"`` or ``"NETWORK:PORT[-LAST][/PROTOCOL]"``, IPv6 in brackets when with a port."""
+    if not isinstance(text, str):
+        _expected("str", text, field)
+    if text.count(":") > 1 and "[" not in text:
+        return _Egress(_subnet(text, field), None, 0, _MAX_PORT)
+    match = _EGRESS.fullmatch(text) if text.isascii() else None
+    if match is None:
+        _fail(field, f"expected 'NETWORK[:PORT[/PROTOCOL]]': {_show(text)}")
+    network = _subnet(match["ip6"] or match["ip4"], field)
+    if match["ports"] is None:
+        return _Egress(network, None, 0, _MAX_PORT)
+    ports = _port_range(match["ports"], field, text)
+    return _Egress(network, _protocol(match["protocol"] or "tcp", field), ports[0], ports[-1])
+
+
+def _egress(value: Sequence[str] | str, field: str) -> str | tuple[str, ...]:
+    if value == PUBLIC:
+        return PUBLIC
+    if isinstance(value, str):
+        _fail(field, f"expected None, 'public' or a sequence, not {_show(value)}")
+
+    def check(text: str, name: str) -> str:
+        parse_egress(text, name)
+        return text
+
+    entries: tuple[str, ...] = _sequence(check, _MAX_RULES)(value, field)
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig(_Checked):
+    """How a container is connected.
+
+    With ``mode`` BRIDGE it gets an interface (``eth0``, the next one ``eth1``) at the bridge
+    ``bridge``, which is made with ``subnet`` (and ``subnet6``, for IPv6) if it is not there. A name
+    other than the default needs a subnet when it is new. ``ip_address`` (``ip6_address``) None: a
+    free one is leased; ``gateway`` None: the first of the subnet. ``mtu``, ``mac_address`` are
+    those of the interface. Containers of one bridge reach each other, and find each other by
+    ``hostname`` (None: the container's id) and ``aliases``; those of others do not, unless
+    ``peers`` names their bridge.
+
+    ``port_mappings`` are published ports, `PortMapping` or ``"8080:80"``. ``dns`` are nameservers
+    (None: the host's, less those at its loopback), with ``dns_search`` and ``dns_options`` as in
+    resolv.conf(5). ``egress`` says where connections may be made to: None is everywhere,
+    ``"public"`` the public Internet alone (no private, link-local and metadata addresses), else
+    entries ``"10.1.0.0/16"``, ``"192.0.2.7:443"``, ``"[2001:db8::1]:53/udp"``, ports of tcp unless
+    said otherwise; ``()`` is nowhere. That holds for neighbours and the host too, which then may
+    ask the container by a published port only. Nameservers have to be named: who may ask any can
+    send out anything. ``adjust_firewall=False`` leaves a FORWARD chain of others that drops as it
+    is; else two rules for the bridge are put into it.
+    """
+
+    mode: Annotated[NetworkMode | str, _network_mode] = NetworkMode.BRIDGE
+    bridge: Annotated[str, check_interface_name] = DEFAULT_BRIDGE_NAME
+    ip_address: Annotated[Any, _optional(_interface)] = None
+    gateway: Annotated[Any, _optional(_interface)] = None
+    dns: Annotated[Sequence[Any] | None, _optional(_sequence(parse_ip))] = None
+    hostname: Annotated[str | None, _optional(_domain)] = None
+    port_mappings: Annotated[Sequence[PortMapping | str], _port_mappings] = ()
+    _: KW_ONLY
+    subnet: Annotated[Any, _optional(_subnet)] = None
+    subnet6: Annotated[Any, _optional(_subnet)] = None
+    ip6_address: Annotated[Any, _optional(_interface)] = None
+    gateway6: Annotated[Any, _optional(_interface)] = None
+    mtu: Annotated[int | None, _optional(_int(_MIN_MTU, 65535))] = None
+    mac_address: Annotated[str | None, _optional(_mac_address)] = None
+    aliases: Annotated[Sequence[str], _sequence(_domain)] = ()
+    dns_search: Annotated[Sequence[str], _sequence(_domain)] = ()
+    dns_options: Annotated[Sequence[str], _sequence(_dns_option)] = ()
+    peers: Annotated[Sequence[str], _sequence(check_interface_name)] = ()
+    egress: Annotated[Sequence[str] | str | None, _optional(_egress)] = None
+    adjust_firewall: Annotated[bool, _bool] = True
+
+    def __post_init__(self) -> None:
+        _Checked.__post_init__(self)
+        if self.mode != NetworkMode.BRIDGE:
+            for name in self._checks:
+                default = type(self).__dataclass_fields__[name].default
+                if name != "mode" and getattr(self, name) != default:
+                    _fail(name, f"has no meaning with mode {str(self.mode)!r}")
+            return
+        self._check_addresses("", 4)
+        self._check_addresses("6", 6)
+        if self.subnet6 and self.mtu is not None and self.mtu < _MIN_MTU6:
+            _fail("mtu", f"must be {_MIN_MTU6} at least with IPv6")
+        self._check_ports()
+
+    def _check_addresses(self, suffix: str, version: int) -> None:
+        """That the addresses of one family lie in the subnet and differ."""
+        subnet_field, gateway_field = f"subnet{suffix}", f"gateway{suffix}"
+        address_field = f"ip{suffix}_address"
+        address, gateway = getattr(self, address_field), getattr(self, gateway_field)
+        subnet = self.subnet_of(version)
+        if subnet is None:  # that of a bridge which is there
+            return
+        network = _address_of("ip_network", subnet, subnet_field)
+        if network.version != version:
+            _fail(subnet_field, f"must be of IPv{version}: {subnet!r}")
+        if network.num_addresses < 4:
+            _fail(subnet_field, f"has no room for a gateway and a container: {subnet!r}")
+        if network.is_loopback or network.is_multicast or network.is_link_local:
+            _fail(subnet_field, f"cannot be of loopback, multicast or link-local: {subnet!r}")
+        for name, value in ((gateway_field, gateway), (address_field, address)):
+            if value is not None:
+                _check_inside(network, value, name)
+        if address is not None and plain_address(address) == self.gateway_of(version):
+            _fail(address_field, f"is that of the gateway: {address!r}")
+
+    def _check_ports(self) -> None:
+        seen: dict[tuple[object, ...], int] = {}
+        for index, mapping in enumerate(cast(tuple[PortMapping, ...], self.port_mappings)):
+            field = f"port_mappings[{index}]"
+            if ":" in (mapping.host_ip or "") and self.subnet6 is None:
+                _fail(field, "an IPv6 address needs subnet6")
+            key = (mapping.host_ip, mapping.host_port, mapping.protocol)
+            if key in seen:
+                _fail(field, f"is published twice, see port_mappings[{seen[key]}]: {mapping}")
+            seen[key] = index
+
+    def subnet_of(self, version: int) -> str | None:
+        """The subnet as given, by an address with its prefix, or of the default bridge."""
+        suffix = "6" if version == 6 else ""
+        given = getattr(self, f"subnet{suffix}")
+        if given is not None:
+            return cast(str, given)
+        for value in (getattr(self, f"ip{suffix}_address"), getattr(self, f"gateway{suffix}")):
+            if value is not None and "/" in value:
+                return str(_address_of("ip_interface", value, f"subnet{suffix}").network)
+        default = version == 4 and self.bridge == DEFAULT_BRIDGE_NAME
+        return DEFAULT_BRIDGE_SUBNET if default else None
+
+    def gateway_of(self, version: int) -> str | None:
+        """The address of the bridge, without its prefix; None for a bridge that is to be there."""
+        given = self.gateway6 if version == 6 else self.gateway
+        if given is not None:
+            return plain_address(given)
+        subnet = self.subnet_of(version)
+        return None if subnet is None else str(_address_of("ip_network", subnet, "subnet")[1])
+
+
+def plain_address(text: str) -> str:
+    """Without the length of a prefix."""
+    return text.partition("/")[0]
+
+
+def _check_inside(network: Any, value: str, field: str) -> None:
+    interface = _address_of("ip_interface", value, field)
+    if interface.ip not in network:
+        _fail(field, f"{interface.ip} is not in {network}")
+    if "/" in value and interface.network != network:
+        _fail(field, f"{value} is not of {network}")
+    if interface.ip == network[0] or (network.version == 4 and interface.ip == network[-1]):
+        _fail(field, f"{interface.ip} is that of the network itself, or its broadcast address")
+
+
+def _networks(
+    value: NetworkConfig | Sequence[NetworkConfig], field: str
+) -> NetworkConfig | tuple[NetworkConfig, ...]:
+    if isinstance(value, NetworkConfig):
+        return value
+    if isinstance(value, str):
+        _expected("NetworkConfig or a sequence of them", value, field)
+    networks: tuple[NetworkConfig, ...] = _sequence(_instance(NetworkConfig), _MOST_NETWORKS)(
+        value, field
+    )
+    for index, network in enumerate(networks):
+        if network.mode != NetworkMode.BRIDGE:
+            _fail(f"{field}[{index}].mode", "must be 'bridge' among several")
+    _unique(networks, "bridge", field)
+    return networks
+
+
+_MOST_NETWORKS = 16
+
+
+# A container ----------------------------------------------------------------------------------
+
+
+@_not_yet("hooks")
 @dataclass(frozen=True, slots=True)
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
@@ -1151,11 +1542,14 @@ class Config(_Checked):
 
     ``resources`` are limits, by a control group of the container's own, which ``Resources()``
     gives without any: it can then be paused, and has stats. None: it is where the caller is.
+
+    ``network`` connects it: a `NetworkConfig`, or several for an interface each. None: nothing but
+    loopback in a new ``namespaces.net``.
     """
 
     root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
     namespaces: Annotated[Namespaces, _instance(Namespaces)] = Namespaces()
-    hostname: Annotated[str, _hostname] = "container"
+    hostname: Annotated[str, parse_host_name] = "container"
     mounts: Annotated[Sequence[Mount], _sequence(_instance(Mount))] = ()
     uid_mappings: _IDMappings = ()
     gid_mappings: _IDMappings = ()
@@ -1173,12 +1567,13 @@ class Config(_Checked):
     readonly_paths: Annotated[Sequence[StrPath] | None, _optional(_sequence(_target))] = None
     sysctl: Annotated[Mapping[str, str], _sysctl] = _NO_NAMES
     proc_options: Annotated[str | None, _optional(_proc_options)] = None
-    domainname: Annotated[str | None, _optional(_hostname)] = None
+    domainname: Annotated[str | None, _optional(parse_host_name)] = None
     apparmor_profile: Annotated[str | None, _optional(_label)] = None
     selinux_label: Annotated[str | None, _optional(_label)] = None
     landlock: Annotated[Landlock | None, _optional(_instance(Landlock))] = None
     read_only_root: Annotated[bool, _bool] = False
     resources: Annotated[Resources | None, _optional(_instance(Resources))] = None
+    network: Annotated[NetworkConfig | Sequence[NetworkConfig] | None, _optional(_networks)] = None
     time_offsets: Annotated[
         Mapping[str, float | timedelta], _mapping_of(_CLOCKS, "clock that can be shifted", _shift)
     ] = _NO_SHIFTS
@@ -1219,6 +1614,23 @@ class Config(_Checked):
             _fail("domainname", "needs a new namespaces.uts: it would become another's")
         if self.time_offsets and self.namespaces.time is not True:
             _fail("time_offsets", "needs a new namespaces.time")
+        self._check_network()
+
+    def _check_network(self) -> None:
+        network = self.network
+        if isinstance(network, NetworkConfig) and network.mode == NetworkMode.HOST:
+            if isinstance(self.namespaces.net, Join):
+                _fail("network.mode", "'host' and a namespaces.net to join exclude each other")
+            self._set("namespaces", replace(self.namespaces, net=False))
+        elif network is not None and self.namespaces.net is not True:
+            _fail("network", "needs a new namespaces.net: it would be another's")
+
+    @property
+    def bridges(self) -> tuple[NetworkConfig, ...]:
+        """The networks that it gets an interface for, in the order of these."""
+        several = isinstance(self.network, Sequence)
+        networks = cast(Any, self.network if several else (self.network,))
+        return tuple(each for each in networks if each and each.mode == NetworkMode.BRIDGE)
 
     @classmethod
     def default(cls) -> Self:
@@ -1581,4 +1993,5 @@ class Result:
 publish(CPUResources, MemoryResources, PidsResources, IOResources, Resources)
 publish(Join, Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
 publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
+publish(NetworkMode, NetworkConfig, PortMapping, port_mappings_from_strings)
 publish(Usage, Result)

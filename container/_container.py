@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from signal import SIGCONT
 from time import monotonic
-from typing import IO, Any, Literal, NoReturn, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
 from container import _files
@@ -32,6 +32,7 @@ from container._config import (
 from container._errors import (
     CgroupError,
     ConfigError,
+    ContainerError,
     ContainerTimeoutError,
     StateError,
     UnsupportedError,
@@ -52,12 +53,41 @@ from container._process import (
 )
 from container._streams import NAMES, Stdio, open_process_stdio, open_stream
 
+if TYPE_CHECKING:
+    from container._network._network import Connection, Network
+
 _containers: "WeakSet[Container]" = WeakSet()
 
 
 def find_container(pid: int) -> "Container | None":
     """The container of this process whose first process has this pid."""
     return next((box for box in list(_containers) if box.pid == pid), None)
+
+
+def connect(config: Config, id: str) -> "tuple[Config, Connection | None]":
+    """The Config with what its network adds, and its connection, if it asks for one."""
+    if config.network is None or not config.bridges:
+        return config, None
+    from container._network._network import Connection  # noqa: PLC0415  (200 ms, of pyroute2)
+
+    connection = Connection(config.bridges, id, config.hostname)
+    try:
+        return connection.config_of(config), connection
+    except BaseException:
+        connection.release()
+        raise
+
+
+def pass_gate(child: Child) -> None:
+    """Have a created one start its program; returns once that runs, or has failed."""
+    child.start()
+    try:
+        while not (child.started or child.over):
+            child.wait_news(None)
+            child.receive()
+    except BaseException:
+        child.kill()
+        raise
 
 
 class Container:
@@ -88,6 +118,7 @@ class Container:
         self._members: list[Child] = []  # what `exec` has started
         self._members_lock = threading.Lock()
         self._destroyed = False
+        self._connection: Connection | None = None
         self._created_at = datetime.now(UTC)
         self._started_at: datetime | None = None
         self._stopped_at: datetime | None = None
@@ -107,16 +138,10 @@ class Container:
         with self._lock:
             child = self._used_child()
             self._check_created(child)
-            child.start()
-            try:
-                while not (child.started or child.over):
-                    child.wait_news(None)
-                    child.receive()
-            except BaseException:
-                child.kill()
-                raise
+            pass_gate(child)
             if child.failure is not None:
                 self._close_streams()
+                self._disconnect()
             self._note_start(child)
 
     def _check_created(self, child: Child) -> None:
@@ -151,19 +176,48 @@ class Container:
         self._check_unused(process)
         stdio = open_process_stdio(process)
         try:
-            plan = make_plan(self.config, process, flags)
+            config = self._connect(process)
+            gate = StartFlag.GATE if self._connection is not None else flags
+            plan = make_plan(config, process, gate)
             child = launch_plan(plan, stdio.child, stdio.pipes)
             stdio.close_child_ends()
             self._adopt(process, plan, child)
             try:
                 self._open_streams(stdio, child)
+                if self._connection is not None:
+                    self._attach(child, self._connection, flags)
                 if self._destroyed:  # by a signal handler, meanwhile
                     raise StateError(f"container {self.id} was destroyed while it started")
             except BaseException:
                 child.kill()
                 raise
+        except BaseException:
+            self._disconnect()
+            raise
         finally:
             stdio.close()
+
+    def _connect(self, process: Process) -> Config:
+        config = self.config
+        if config.network is not None and config.bridges:
+            make_plan(config, process, StartFlag.GATE)  # its errors come before anything is made
+        config, self._connection = connect(config, self.id)
+        return config
+
+    def _attach(self, child: Child, connection: "Connection", flags: StartFlag) -> None:
+        """Its interfaces, before its program runs."""
+        if child.pid is not None:
+            connection.attach(child.pid)
+        if flags & StartFlag.GATE:
+            return
+        pass_gate(child)
+        if child.failure is not None:
+            raise explain(child.failure, self._plan)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.release()
 
     def _adopt(self, process: Process, plan: Plan, child: Child) -> None:
         """From here on it is this one's, or an error says why it is none."""
@@ -480,6 +534,7 @@ class Container:
                     self._close_streams()
                     if self._host is not None:
                         self._host.lines.close()
+                    self._disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -495,8 +550,16 @@ class Container:
             warnings.warn(f"container {self.id} was never destroyed", ResourceWarning, stacklevel=2)
             child.signal(9)
         child.close()
+        if self._connection is not None:
+            with suppress(ContainerError):
+                self._disconnect()
 
     # What it is
+
+    @property
+    def networks(self) -> "tuple[Network, ...]":
+        """Its interfaces at bridges, with their addresses, in their order."""
+        return self._connection.networks if self._connection is not None else ()
 
     @property
     def pid(self) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
+from secrets import token_hex
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from container._config import (
     DEVNULL,
@@ -16,17 +17,18 @@ from container._config import (
     HasFileno,
     HostRoot,
     Mount,
+    NetworkConfig,
     Overlay,
     Process,
     Result,
     StrPath,
     parse_duration,
 )
-from container._container import Container
-from container._errors import CommandError, ConfigError, UnsupportedError, publish
-from container._launcher import TRIES, StartFlag, launcher_lost, replace_launcher
+from container._container import Container, connect, pass_gate
+from container._errors import CommandError, ConfigError, publish
+from container._launcher import TRIES, Child, StartFlag, launcher_lost, replace_launcher
 from container._limits import limit_further
-from container._plan import Planner, explain, launch_plan
+from container._plan import Planner, explain, launch_plan, make_plan
 from container._process import (
     Conversation,
     ExecProcess,
@@ -35,6 +37,9 @@ from container._process import (
     parse_text_mode,
 )
 from container._streams import open_process_stdio, typed
+
+if TYPE_CHECKING:
+    from container._network._network import Connection
 
 Bind = Mount | str
 
@@ -97,9 +102,30 @@ def _with_root(config: Config, root: str) -> Config:
     return replace(config, root=root)
 
 
-def _refuse_absent(network: object) -> None:
-    if network != "none":
-        raise UnsupportedError("only 'none' is supported yet", field="network")
+def _networked(config: Config | None, network: str | NetworkConfig) -> Config | None:
+    if isinstance(network, str) and network == "none":
+        return config
+    if isinstance(network, str):
+        network = _network_of(network)
+    elif not isinstance(network, NetworkConfig):
+        raise ConfigError(
+            f"expected str or NetworkConfig, got {type(network).__name__}", field="network"
+        )
+    if config is not None and not isinstance(config, Config):
+        return config  # what is wrong with it is told later
+    return _with_network(config if config is not None else _DEFAULT_CONFIG, network)
+
+
+def _network_of(mode: str) -> NetworkConfig:
+    try:
+        return NetworkConfig(mode)
+    except ConfigError as error:
+        raise ConfigError(error.detail, field="network") from None
+
+
+@lru_cache(maxsize=64)
+def _with_network(config: Config, network: NetworkConfig) -> Config:
+    return replace(config, network=network)
 
 
 def run(
@@ -117,7 +143,7 @@ def run(
     memory: int | str | None = None,
     cpus: float | None = None,
     pids: int | None = None,
-    network: str = "none",
+    network: str | NetworkConfig = "none",
     binds: Sequence[Bind] = (),
     timeout: float | timedelta | None = None,
     max_output: int | str | None = "16M",
@@ -142,6 +168,9 @@ def run(
     of memory or pids. Out of memory everything in it is killed, and ``oom_killed`` is True.
     With ``tty`` the command has a terminal instead, see `Process`: ``input`` is typed, with an end
     of file (^D) after it, and all that is shown is ``stdout``.
+
+    ``network`` is ``"none"`` (loopback alone, or what ``config`` says), ``"host"``, ``"bridge"``,
+    or a `NetworkConfig`, with published ports and more.
 
     At ``timeout`` seconds every process of the container is killed: `ContainerTimeoutError`.
     ``check=True`` raises `CommandError` for a status other than 0. Both have ``.result``. Other
@@ -169,7 +198,7 @@ def prepare_run(  # noqa: PLR0917 - those of run
     cwd: StrPath | None,
     user: int | str | None,
     limits: Limits,
-    network: str,
+    network: str | NetworkConfig,
     binds: Sequence[Bind],
     timeout: float | timedelta | None,
     output: tuple[int | str | None, str],
@@ -178,7 +207,7 @@ def prepare_run(  # noqa: PLR0917 - those of run
 ) -> tuple[Planner, Conversation, bytes, float | None]:
     """The plan, how it is held, what is sent, and for how many seconds at most."""
     began = monotonic()
-    _refuse_absent(network)
+    config = _networked(config, network)
     limit = None if timeout is None else parse_duration(timeout)
     mode = parse_text_mode(*text)
     capture = parse_capture(*output)
@@ -258,6 +287,8 @@ def _run(
 ) -> Result:
     """One container without the objects of one: its end is all that is waited for."""
     process = planner.process
+    if planner.config.network is not None and planner.config.bridges:
+        return _run_connected(planner, conversation, data, limit)
     for _ in range(TRIES):
         plan = planner.plan(StartFlag(0) if process.tty else StartFlag.QUIET)
         stdio = open_process_stdio(process)
@@ -274,6 +305,45 @@ def _run(
             raise explain(child.failure, plan)
         replace_launcher(child)
     raise launcher_lost()
+
+
+def _run_connected(
+    planner: Planner, conversation: Conversation, data: bytes, limit: float | None
+) -> Result:
+    """As above, with interfaces that are made while it waits at the gate."""
+    process = planner.process
+    planner.plan(StartFlag.QUIET)  # its errors come before anything is made
+    config, connection = connect(planner.config, token_hex(8))
+    assert connection is not None
+    try:
+        plan = make_plan(config, process, StartFlag.GATE)
+        stdio = open_process_stdio(process)
+        try:
+            child = launch_plan(plan, stdio.child, stdio.pipes)
+            stdio.close_child_ends()
+            stdio.add_terminal(child)
+            _attach(child, connection)
+            result = conversation.hold(child, stdio.ours, data, limit)
+        finally:
+            stdio.close()
+    finally:
+        connection.release()
+    if result is not None:
+        return result
+    if child.failure is not None:
+        raise explain(child.failure, plan)
+    raise launcher_lost()
+
+
+def _attach(child: Child, connection: "Connection") -> None:
+    if child.over or child.pid is None:
+        return
+    try:
+        connection.attach(child.pid)
+        pass_gate(child)
+    except BaseException:
+        child.kill()
+        raise
 
 
 def _input_bytes(data: bytes | str | None, text: TextMode | None) -> bytes:
@@ -302,7 +372,7 @@ def popen(
     memory: int | str | None = None,
     cpus: float | None = None,
     pids: int | None = None,
-    network: str = "none",
+    network: str | NetworkConfig = "none",
     binds: Sequence[Bind] = (),
     max_output: int | str | None = "16M",
     keep: Literal["head", "tail"] = "head",
@@ -339,7 +409,7 @@ def prepare_popen(  # noqa: PLR0917 - those of popen
     cwd: StrPath | None,
     user: int | str | None,
     limits: Limits,
-    network: str,
+    network: str | NetworkConfig,
     binds: Sequence[Bind],
     output: tuple[int | str | None, str],
     text: tuple[bool, str | None, str | None],
@@ -361,9 +431,9 @@ def prepare_popen(  # noqa: PLR0917 - those of popen
         stdout=stdio[1],
         stderr=stdio[2],
     )
-    _refuse_absent(network)
     conversation = Conversation(process.args, mode, capture, began)
-    return _config(config, root, binds, limits), process, conversation
+    box_config = _config(_networked(config, network), root, binds, limits)
+    return box_config, process, conversation
 
 
 publish(run, popen)

@@ -56,10 +56,11 @@ ARROWS = {
     "_stranger": MIDDLE | {"_join"},
     "_files": DOOR,
     "_events": DOOR,
-    "_container": MIDDLE | {"_join", "_files", "_events"},
+    "_container": MIDDLE | {"_join", "_files", "_events", "_network"},
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
-    "_oneshot": MIDDLE | {"_container"},
+    "_oneshot": MIDDLE | {"_container", "_network"},
+    "_network": DOOR | {"_state"},
     "_state": WORDS,
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_top": WORDS | {"_cgroup", "_hierarchy"},
@@ -70,7 +71,7 @@ ARROWS = {
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
-    | {"_events", "_exec", "_signals", "_state"},
+    | {"_events", "_exec", "_network", "_signals", "_state"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
@@ -137,6 +138,14 @@ def test_the_first_use_of_run_loads_nothing_heavy() -> None:
     loaded = loaded_by("import container; container.run")
     assert "container._native" in loaded
     assert not loaded & HEAVY
+
+
+def test_pyroute2_is_loaded_for_a_network_only() -> None:
+    said = "import container; container.Config(network=container.NetworkConfig()); container.run"
+    assert "pyroute2" not in loaded_by(said)
+    pure = "import container; container.allocate_ip('10.0.0.0/8'); container.lease_ip"
+    assert "pyroute2" not in loaded_by(f"{pure}; container.write_hosts")
+    assert "pyroute2" in loaded_by("import container; container.ensure_bridge")
 
 
 @pytest.mark.parametrize("name", container.__all__)
