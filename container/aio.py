@@ -33,9 +33,10 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from secrets import token_hex
 from signal import SIGCONT, SIGKILL
 from time import monotonic
-from typing import IO, Any, Literal, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
 from container import _container, _oneshot
 from container._cgroup import CgroupStats
@@ -47,6 +48,7 @@ from container._config import (
     ExecConfig,
     HasFileno,
     HostRoot,
+    NetworkConfig,
     Overlay,
     Process,
     Resources,
@@ -81,9 +83,12 @@ from container._join import (
 )
 from container._launcher import TRIES, StartFlag, launcher_lost, replace_launcher
 from container._loop import LoopExchange, Streams, Watch
-from container._plan import Plan, explain, launch_plan, make_plan
+from container._plan import Plan, Planner, explain, launch_plan, make_plan
 from container._process import Conversation, parse_capture, parse_text_mode
 from container._streams import Capture, Stdio, open_process_stdio
+
+if TYPE_CHECKING:
+    from container._network._network import Connection
 
 __all__ = ["Container", "ExecProcess", "popen", "run"]
 
@@ -144,7 +149,7 @@ async def run(
     memory: int | str | None = None,
     cpus: float | None = None,
     pids: int | None = None,
-    network: str = "none",
+    network: str | NetworkConfig = "none",
     binds: Sequence[_oneshot.Bind] = (),
     timeout: float | timedelta | None = None,
     max_output: int | str | None = "16M",
@@ -165,6 +170,11 @@ async def run(
         *((text, encoding, errors), tty),
     )
     process = planner.process
+    if planner.config.network is not None and planner.config.bridges:
+        connected = await _run_connected(planner, conversation, data, limit)
+        if check and connected.returncode != 0:
+            raise CommandError(connected)
+        return connected
     for _ in range(TRIES):
         stdio = open_process_stdio(process)
         try:
@@ -188,6 +198,47 @@ async def run(
             raise explain(child.failure, plan)
         replace_launcher(child)
     raise launcher_lost()
+
+
+async def _run_connected(
+    planner: Planner, conversation: Conversation, data: bytes, limit: float | None
+) -> Result:
+    """With interfaces, which are made in between: that takes the kernel a moment, not a thread."""
+    process = planner.process
+    planner.plan(StartFlag.QUIET)  # its errors come before anything is made
+    config, connection = _container.connect(planner.config, token_hex(8))
+    assert connection is not None
+    try:
+        stdio = open_process_stdio(process)
+        try:
+            plan, watch = await _launch(
+                lambda: make_plan(config, process, StartFlag.GATE), stdio, quiet=False
+            )
+            async with watch:
+                stdio.close_child_ends()
+                stdio.add_terminal(watch.child)
+                await _attach(watch, connection, start=True)
+                result = await _hold(watch, conversation, stdio.ours, data, limit)
+        finally:
+            stdio.close()
+    finally:
+        connection.release()
+    if result is not None:
+        return result
+    if watch.child.failure is not None:
+        raise explain(watch.child.failure, plan)
+    raise launcher_lost()
+
+
+async def _attach(watch: Watch, connection: "Connection", *, start: bool) -> None:
+    """Give one at the gate its interfaces, and let it pass."""
+    child = watch.child
+    if child.over or child.pid is None:
+        return
+    connection.attach(child.pid)
+    if start:
+        child.start()
+        await _guarded(watch, started=True)
 
 
 async def _hold(  # noqa: PLR0917 - as Conversation.hold, and its own
@@ -381,6 +432,8 @@ class ExecProcess:
             self._timer.cancel()
         self._watch.close()
         self._streams.close_input()
+        if self._box is not None:
+            self._box._box._disconnect()
 
     async def __aenter__(self) -> Self:
         return self
@@ -416,7 +469,7 @@ async def popen(
     memory: int | str | None = None,
     cpus: float | None = None,
     pids: int | None = None,
-    network: str = "none",
+    network: str | NetworkConfig = "none",
     binds: Sequence[_oneshot.Bind] = (),
     max_output: int | str | None = "16M",
     keep: Literal["head", "tail"] = "head",
@@ -481,8 +534,9 @@ class Container:
         stdio = open_process_stdio(process)
         try:
             return await self._create_with(stdio, process, flags)
-        except Exception as error:
-            if self._box._destroyed:
+        except BaseException as error:
+            self._box._disconnect()
+            if self._box._destroyed and isinstance(error, Exception):
                 raise StateError(f"container {self.id} was destroyed while it started") from error
             raise
         finally:
@@ -491,10 +545,12 @@ class Container:
 
     async def _create_with(self, stdio: Stdio, process: Process, flags: StartFlag) -> Watch:
         box = self._box
+        config = box._connect(process)
+        gate = StartFlag.GATE if box._connection is not None else flags
 
         def plan() -> Plan:
             box._check_unused(process)
-            return make_plan(box.config, process, flags)
+            return make_plan(config, process, gate)
 
         def note(watch: Watch) -> None:
             self._watch = watch  # for destroy()
@@ -505,6 +561,10 @@ class Container:
             stdio.close_child_ends()
             box._adopt(process, made, watch.child)
             self._streams = Streams(watch, stdio)
+            if box._connection is not None:
+                await _attach(watch, box._connection, start=not flags & StartFlag.GATE)
+                if watch.child.failure is not None:
+                    raise explain(watch.child.failure, made)
         return watch
 
     async def wait(self, timeout: float | timedelta | None = None) -> int:
@@ -605,6 +665,7 @@ class Container:
             self._watch.close()
         if self._streams is not None:
             self._streams.close()
+        self._box._disconnect()
 
     # Its control group and its files: by a thread
 

@@ -187,6 +187,48 @@ def test_the_hosts_loopback_is_out_of_reach(host: FakeHost) -> None:
     assert answer == "TimeoutError"
 
 
+def test_a_running_loop_threads_and_forks_have_networks_of_their_own(host: FakeHost) -> None:
+    answer = host(
+        """
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+        from container import aio
+
+        command = ["sh", "-c", "ip -o -4 addr show eth0 | wc -l"]
+
+        async def main():
+            result = await aio.run(command, network="bridge", check=True, text=True)
+            async with aio.Container(Config(network=NetworkConfig())) as box:
+                await box.run(Process(["sleep", "60"]))
+                process = await aio.popen(command, network="bridge")
+                output, _ = await process.communicate()
+                inside = container.run(command, network="bridge", text=True)
+            return [result.stdout, output.decode(), inside.stdout]
+
+        answer = asyncio.run(main())
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(container.run, command, network="bridge", text=True)
+                    for _ in range(8)]
+            answer += [run.result().stdout for run in runs]
+        with serving() as box:
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    inside = container.run(command, network="bridge", text=True)
+                    os.write(write, inside.stdout.encode())
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            answer.append(os.read(read, 100).decode())
+            answer.append(ask("tcp", address(box), 80))
+            os.close(read)
+            os.close(write)
+        """
+    )
+    assert answer == [*["1\n"] * 12, "10.88.0.1"]
+
+
 GOLDEN = Path(__file__).with_name("networks.nft")
 
 

@@ -390,6 +390,7 @@ def test_binds_are_mounts_or_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "field"),
     [
+        ({"network": "bridged"}, "network"),
         ({"input": b"", "stdin": 0}, "stdin"),
         ({"input": "text"}, "input"),
         ({"input": 5}, "input"),
@@ -414,7 +415,12 @@ def test_a_bad_parameter_is_named(options: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
-def test_what_is_not_there_yet_is_named() -> None:
-    with pytest.raises(container.UnsupportedError) as caught:
-        container.run(["true"], network="host")
-    assert caught.value.field == "network"
+def test_with_the_hosts_network_the_namespace_is_the_callers() -> None:
+    assert network_namespace(network="host") == os.readlink("/proc/self/ns/net")
+    assert network_namespace() != os.readlink("/proc/self/ns/net")
+
+
+def network_namespace(**options: Any) -> str:
+    command = ["readlink", "/proc/self/ns/net"]
+    result = container.run(command, text=True, check=True, **options)
+    return str(result.stdout).strip()

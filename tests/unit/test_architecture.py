@@ -65,7 +65,7 @@ ARROWS = {
     "_doctor": MIDDLE | {"_container", "_oneshot"},
     "_top": WORDS | {"_cgroup", "_hierarchy"},
     "_loop": DOOR | {"_streams"},
-    "aio": MIDDLE | {"_container", "_events", "_join", "_loop", "_oneshot"},
+    "aio": MIDDLE | {"_container", "_events", "_join", "_loop", "_network", "_oneshot"},
     "_terminal": set[str](),
     "_cli": MIDDLE | {"_top", "_terminal"} | {"_container", "_oneshot", "_doctor", "_exec"},
     "__main__": {"_cli"},
