@@ -131,7 +131,10 @@ def check_host(options: Options) -> None:
     if packages := debian.missing(tools, debian.search_path()):
         if not options.install:
             raise SetupError(f"missing and not to be installed: {' '.join(packages)}")
-        debian.install(packages)
+        with kernels.cache_locked(kernels.cache_folder(os.environ)):
+            # Another run may have done so while this one waited.
+            if packages := debian.missing(tools, debian.search_path()):
+                debian.install(packages)
         if packages := debian.missing(tools, debian.search_path()):
             raise SetupError(f"installed, but not where they are expected: {' '.join(packages)}")
 

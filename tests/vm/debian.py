@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vm import SetupError
 
+WHY = "apt-get says above why (is there no network?)"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # What runs on the host, or inside from the host's own files: program → Debian package.
@@ -62,8 +63,11 @@ def install(packages: Sequence[str]) -> None:
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     flags = ["--yes", "--no-install-recommends", "--no-upgrade"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    run([*apt, "update"], env=env)
-    run([*apt, "install", *flags, "--download-only", *packages], env=env)
+    try:
+        run([*apt, "update"], env=env)
+        run([*apt, "install", *flags, "--download-only", *packages], env=env)
+    except SetupError as error:
+        raise SetupError(f"cannot fetch {' '.join(packages)} of Debian: {WHY}") from error
     # dpkg must not be killed half-way: an interruption waits until it is done.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
@@ -77,12 +81,13 @@ class Archive:
 
     def __init__(self, suite: str, folder: Path) -> None:
         self._folder = folder
+        self._uri = archive_uri()
         for name in ("lists/partial", "archives/partial", "packages"):
             (folder / name).mkdir(parents=True)
         # With no package "installed", apt names everything that a kernel is made of.
         (folder / "status").touch()
-        (folder / "sources").write_text(f"deb [signed-by={KEYRING}] {archive_uri()} {suite} main\n")
-        run(["apt-get", *self._options(), "-q", "update"])
+        (folder / "sources").write_text(f"deb [signed-by={KEYRING}] {self._uri} {suite} main\n")
+        self._fetch(f"the package lists of {suite}", ["update"])
 
     def closure(self, package: str, prefix: str) -> list[str]:
         """`package` and what it depends on, as far as the names begin with `prefix`."""
@@ -94,10 +99,16 @@ class Archive:
     def unpack(self, packages: Iterable[str], to: Path) -> None:
         """Fetch `packages` and unpack their files under `to`; no script of theirs runs."""
         downloads = self._folder / "packages"
-        run(["apt-get", *self._options(), "-q", "download", *packages], cwd=downloads)
+        self._fetch("the packages", ["download", *packages], downloads)
         for package in sorted(downloads.glob("*.deb")):
             run(["dpkg-deb", "--extract", str(package), str(to)])
             package.unlink()
+
+    def _fetch(self, what: str, arguments: Sequence[str], cwd: Path | None = None) -> None:
+        try:
+            run(["apt-get", *self._options(), "-q", *arguments], cwd=cwd)
+        except SetupError as error:
+            raise SetupError(f"cannot fetch {what} from {self._uri}: {WHY}") from error
 
     def _options(self) -> list[str]:
         settings = {
@@ -110,6 +121,8 @@ class Archive:
             "Dir::Cache": self._folder,
             "APT::Sandbox::User": "",  # the folder may lie where _apt cannot go
             "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+            "APT::Update::Error-Mode": "any",  # lists that cannot be fetched are no success
         }
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vm import SetupError, debian
+from vm import SetupError, debian, manifest
 
 # A new kernel is a new row: the name that --kernel takes, the suite whose linux-image-amd64 it
 # is, and what its release must begin with ("" takes what comes).
@@ -73,20 +73,30 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def prepare(name: str, cache: Path) -> Kernel:
-    """The kernel `name`, fetched from Debian when the cache has none.
+    """The kernel `name`, fetched from Debian when the cache has none, or a damaged one.
 
     What the cache has stays as it is: a kernel is renewed by deleting its folder.
     Raises SetupError.
     """
     ready = cache / name
+    with cache_locked(cache):
+        if not ready.exists():
+            _fetch(name, ready)
+        elif why := manifest.damage(ready):
+            debian.say(f"the kernel in {ready} is damaged: {why}")
+            _fetch(name, ready)
+    return Kernel(ready)
+
+
+@contextmanager
+def cache_locked(cache: Path) -> Iterator[None]:
+    """Hold the cache, which is made if need be, against other runs; SetupError for what fails."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / "lock"):
-            if not ready.exists():
-                _fetch(name, ready)
+            yield
     except OSError as error:
         raise SetupError(f"the cache {cache}: {error}") from error
-    return Kernel(ready)
 
 
 @contextmanager
@@ -112,6 +122,9 @@ def _fetch(name: str, ready: Path) -> None:
     kernel = _arrange(work / "files", work / "kernel")
     if not kernel.release.startswith(begins):
         raise SetupError(f"{suite} has kernel {kernel.release} now, not {begins}*")
+    manifest.write(kernel.folder)
+    if ready.exists():
+        shutil.rmtree(ready)
     kernel.folder.rename(ready)
     shutil.rmtree(work)
 

@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import lzma
 import os
+import re
 import shutil
 import stat
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from vm import SetupError, command, cpio, debian, etc, kernels, machine, protocol
+from vm import SetupError, command, cpio, debian, etc, kernels, machine, manifest, protocol
 
 RUN = Path(__file__).with_name("run.py")
 
@@ -298,6 +299,63 @@ def test_lock_keeps_another_run_out(tmp_path: Path) -> None:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished folder of the cache."""
+    made = tmp_path / "6.1"
+    (made / "lib").mkdir(parents=True)
+    for name in ("vmlinux", "lib/one", "lib/two"):
+        (made / name).write_text(f"{name}\n")
+    (made / "lib/link").symlink_to("/nowhere")
+    manifest.write(made)
+    return made
+
+
+def test_finished_folder_is_whole(folder: Path) -> None:
+    assert manifest.damage(folder) is None
+
+
+def _same_size(folder: Path) -> None:
+    (folder / "lib/one").write_text("lib/0ne\n")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut off": (lambda folder: os.truncate(folder / "vmlinux", 3), "vmlinux has changed"),
+    "other bytes": (_same_size, "lib/one has changed"),
+    "missing": (lambda folder: (folder / "lib/two").unlink(), "missing.*lib/two"),
+    "too many": (lambda folder: (folder / "new").touch(), "too many.*new"),
+    "not finished": (lambda folder: (folder / manifest.NAME).unlink(), "no list of its files"),
+    "empty list": (lambda folder: os.truncate(folder / manifest.NAME, 0), "too many"),
+    "half a list": (lambda folder: os.truncate(folder / manifest.NAME, 100), "too many|changed"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folder_is_told_and_fetched_anew(
+    folder: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, told = DAMAGES[damage]
+    fetched: list[tuple[str, Path]] = []
+    monkeypatch.setattr(kernels, "_fetch", lambda *what: fetched.append(what))
+    kernels.prepare("6.1", folder.parent)
+    assert fetched == []
+    make(folder)
+    assert re.search(told, manifest.damage(folder) or "")
+    kernels.prepare("6.1", folder.parent)
+    assert fetched == [("6.1", folder)]
+
+
+def test_archive_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'case "$*" in *indextargets*) echo "Debian|Debian|http://c/";; *) exit 100;; esac'
+    fake_program(tmp_path, "apt-get", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    told = "cannot fetch the package lists of trixie from http://c/: apt-get says above why"
+    with pytest.raises(SetupError, match=told):
+        debian.Archive("trixie", tmp_path / "apt")
+
+
 def fake_program(folder: Path, name: str, script: str) -> None:
     """An executable shell script."""
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -309,6 +367,19 @@ def test_missing_programs_are_named_by_their_packages(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     tools = {"nft": "nftables", "plain": "p", f"{tmp_path}/pl*": "q", "/nowhere/*": "r"}
     assert debian.missing(tools, str(tmp_path)) == ["p", "r"]
+
+
+def test_what_another_run_has_installed_meanwhile_is_not_installed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "check_places", lambda _: None)
+    monkeypatch.setattr(debian, "install", lambda packages: pytest.fail(f"installs {packages}"))
+    answers = [["qemu-system-x86"], [], []]  # before the lock, with it, at last
+    monkeypatch.setattr(debian, "missing", lambda *_: answers.pop(0))
+    command.check_host(command.parse([]))
+    assert answers == []
+    assert (tmp_path / "container-vm/lock").exists()
 
 
 def test_ordinary_user_is_told_what_root_must_install(monkeypatch: pytest.MonkeyPatch) -> None:
