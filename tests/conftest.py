@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -102,3 +103,16 @@ def pytest_terminal_summary(
 def machine(pytestconfig: pytest.Config) -> needs.Machine:
     """Answers what this machine has; probes at most once for each need."""
     return pytestconfig.stash[MACHINE]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> Iterator[None]:
+    """What nohup(1) or a shell has ignored would be ignored by the programs under test as well."""
+    old = {
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_DFL),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)

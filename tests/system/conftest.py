@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import shutil
-import signal
 import site
 import stat
 import subprocess
@@ -51,19 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # The leak guard -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session", autouse=True)
-def default_signals() -> Iterator[None]:
-    """What nohup(1) or a shell has ignored would be ignored by the programs under test as well."""
-    old = {
-        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-        signal.SIGQUIT: signal.signal(signal.SIGQUIT, signal.SIG_DFL),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-    }
-    yield
-    for number, handler in old.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
