@@ -533,7 +533,7 @@ def test_kills_the_launcher():
 def test_the_fixture_fails_the_test_that_leaks(pytester: pytest.Pytester) -> None:
     (pytester.path / "container.py").write_text(STAND_IN)
     pytester.makeconftest(
-        (TESTS / "conftest.py").read_text() + "\nimport leaks\nleaks.SECONDS = 0.05\n"
+        (TESTS / "conftest.py").read_text() + "\nimport leaks\nleaks.SECONDS = 0.5\n"
     )
     system = pytester.mkdir("system")
     (system / "conftest.py").write_text((TESTS / "system/conftest.py").read_text())
