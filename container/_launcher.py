@@ -88,7 +88,7 @@ _KIND = socket.SOCK_SEQPACKET
 _OUTPUTS = ("stdout", "stderr")
 _MOST_LINES = 4  # that wait, of a container
 _STARTED: Final[int] = lib.REPORT_STARTED
-_EXITED: Final[int] = lib.REPORT_EXITED
+_ENDS: Final = (lib.REPORT_EXITED, lib.REPORT_FAILED)
 TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ANSWER: Final[Any] = ffi.typeof("struct answer *")
@@ -461,6 +461,7 @@ class Child:
     on_report: Callable[[], object] | None = None  # in whichever thread takes one in
     # Our ends of its output and errors by name, where the launcher made them.
     streams: Mapping[str, int] = MappingProxyType({})
+    _word: int | None = None  # a pipe by which it tells itself that it runs
     created = False
     started = False
     exit: Exit | None = None
@@ -506,7 +507,22 @@ class Child:
         if result:
             return False
         self._take(answer, 0)
+        while self._word is not None:
+            self.await_word()
         return True
+
+    def await_word(self) -> None:
+        """Wait for what a command says itself: that it runs, or that more will be told."""
+        assert self._word is not None
+        word = lib.await_word(self._word)
+        if word != -errno.EINTR:
+            self._hear_word(word)
+
+    def _hear_word(self, word: int) -> None:
+        fd, self._word = self._word, None
+        self.started = word == 0
+        assert fd is not None
+        os.close(fd)
 
     @property
     def cgroup(self) -> str | None:
@@ -539,14 +555,19 @@ class Child:
         elif kind == lib.REPORT_CLONED:
             self.pidfd = fds[0] if fds else None
             self.pid, self.serial = report.pid, report.serial
+            if len(fds) == lib.ANSWER_FDS:
+                self.streams = dict(zip(_OUTPUTS, fds[1:3], strict=True))
+                self._word = fds[3]
+                if answer.word >= 0:
+                    self._hear_word(answer.word)
             self.launcher.meet_guard(report.value)
         elif kind == lib.REPORT_CREATED:
             self.created = True
-        elif kind == lib.REPORT_FAILED:
+        elif kind == lib.REPORT_FAILED and not self.started:
             step = STEPS.get(report.step, "launcher")
             oom_kills = _known(report.oom_kills)
             self.failure = Failure(step, report.error, report.row, report.value, oom_kills)
-        elif kind == _EXITED:
+        elif kind in _ENDS:  # or killed at the last moment before it ran
             self.exit = Exit(
                 os.waitstatus_to_exitcode(report.wait_status),
                 report.user_time / 1e6,
@@ -671,10 +692,10 @@ class Child:
         else:
             self.channel.close()
         self.launcher.leave()
-        for fd in (self.pidfd, self.listener, self.terminal, *self.streams.values()):
+        for fd in (self.pidfd, self.listener, self.terminal, self._word, *self.streams.values()):
             if fd is not None:
                 os.close(fd)
-        self.pidfd = self.listener = self.terminal = None
+        self.pidfd = self.listener = self.terminal = self._word = None
         self.streams = {}
 
     def take_streams(self) -> dict[str, int]:
@@ -1464,6 +1485,9 @@ def _await_start(child: Child, deadline: float | None) -> Child:
     """Others inside see a newcomer, and may stop it before its program runs."""
     try:
         while not (child.started or child.over):
+            if child._word is not None:
+                child.await_word()
+                continue
             left = None if deadline is None else deadline - monotonic()
             if not child.wait_news(left) and left is not None and left <= 0:
                 child.kill()

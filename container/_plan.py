@@ -351,7 +351,7 @@ def _overlap(a: str, b: str) -> bool:
 def filter_of(config: Config) -> Filter:
     """What the profile of a Config comes to here."""
     if config.seccomp is None:
-        return Filter(b"", 0)
+        return Filter(b"", 0, lets_wait=True)
     capabilities = config.capabilities.bounding
     if config.nested:  # where the first process makes a namespace it has every capability
         capabilities |= {Capability.SYS_ADMIN}

@@ -51,6 +51,7 @@ static int receive(int channel, int flags, struct answer *answer)
     if (size < 0)
         return -errno;
     take_fds(&message, answer);
+    answer->word = -EAGAIN;
     return size == sizeof answer->report ? 0 : -EPIPE;
 }
 
@@ -62,13 +63,24 @@ int hear(int channel, int timeout, struct answer *ret_answer)
     return receive(channel, timeout >= 0 ? MSG_DONTWAIT : 0, ret_answer);
 }
 
+int await_word(int pipe)
+{
+    char byte;
+    ssize_t size = read(pipe, &byte, 1);
+    return size < 0 ? -errno : (int)size;
+}
+
 int ask(int channel, const void *request, uint64_t size, struct answer *ret_answer)
 {
     ssize_t sent;
+    int result;
     do
         sent = send(channel, request, size, MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
     if (sent < 0)
         return errno == ECONNRESET ? -EPIPE : -errno;
-    return receive(channel, 0, ret_answer);
+    result = receive(channel, 0, ret_answer);
+    if (result == 0 && ret_answer->fd_count == ANSWER_FDS)
+        ret_answer->word = await_word(ret_answer->fds[ANSWER_FDS - 1]);
+    return result;
 }

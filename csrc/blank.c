@@ -162,6 +162,8 @@ int blank_patience(int busy)
         drop_blanks();
     if (find_lack() != NULL || lacks_spare())
         return busy ? REFILL_PATIENCE : 0;
+    if (launcher.unwatched > 0)
+        return REFILL_PATIENCE;
     for (int i = 0; i < MOST_KINDS; i++)
         if (kinds[i].blank != NULL)
             return IDLE_PATIENCE;
@@ -209,7 +211,9 @@ static void make_blank(struct kind *kind)
 void make_blanks(void)
 {
     struct kind *lack = find_lack();
-    if (lack != NULL)
+    if (launcher.unwatched > 0)
+        watch_late();
+    else if (lack != NULL)
         make_blank(lack);
     else if (lacks_spare())
         make_spare();

@@ -39,6 +39,8 @@ void close_watched(int *fd)
 
 static void close_sync(struct container *container)
 {
+    launcher.unwatched -= container->unwatched != 0;
+    container->unwatched = 0;
     close_watched(&container->sync);
     if (container->arena != NULL)
         release_arena(container->arena);
@@ -94,6 +96,11 @@ static enum report_kind first_report(const struct container *container)
     return container->was_spare ? REPORT_STARTED : REPORT_CLONED;
 }
 
+static enum report_kind streams_report(const struct container *container)
+{
+    return container->tells_itself ? REPORT_CLONED : REPORT_STARTED;
+}
+
 void report_progress(struct container *container, enum report_kind kind)
 {
     struct report report = {.kind = kind,
@@ -105,11 +112,11 @@ void report_progress(struct container *container, enum report_kind kind)
     uint32_t count = 0;
     if (kind == first_report(container))
         fds[count++] = container->pidfd;
-    for (int i = 0; i < STREAM_COUNT && kind == REPORT_STARTED; i++)
+    for (int i = 0; i < STREAM_COUNT && kind == streams_report(container); i++)
         if (container->streams[i] >= 0)
             fds[count++] = container->streams[i];
     send_with_fds(container->channel, &report, fds, count);
-    if (kind == REPORT_STARTED)
+    if (kind == streams_report(container))
         close_fds(container->streams, STREAM_COUNT); /* the caller's now */
 }
 
@@ -153,7 +160,7 @@ static void settle_start(struct container *container)
     while ((container->flags & START_QUIET) == 0 && take_word(container) == 0)
         ; /* its end may be known before what it said is read */
     if (container->arena->progress.step == STEP_EXEC && container->arena->progress.error == 0) {
-        if ((container->flags & START_QUIET) == 0)
+        if ((container->flags & START_QUIET) == 0 && !container->tells_itself)
             report_progress(container, REPORT_STARTED);
         container->phase = PHASE_RUNNING;
     } else {

@@ -335,6 +335,7 @@ static long clone_exec(struct container *container, struct progress *progress)
     prepare_child(&arena->child, arena);
     arena->child.is_spare = arena->request.channel < 0;
     arena->child.sync = sync[1];
+    arena->child.word = arena->request.word > 0 ? arena->request.word : 0;
     memcpy(arena->child.stdio, arena->request.stdio, sizeof arena->child.stdio);
     result = clone_member(container, progress);
     (void)close_fd(sync[1]);
@@ -350,8 +351,12 @@ static void watch_exec(struct container *container)
 {
     uint32_t slot = (uint32_t)(container - launcher.containers);
     long result = watch(container->channel, EVENT_CHANNEL, slot);
-    if (result == 0)
+    if (result == 0 && container->tells_itself) {
+        container->unwatched = 1;
+        launcher.unwatched++;
+    } else if (result == 0) {
         result = watch(container->sync, EVENT_SYNC, slot);
+    }
     if (result == 0)
         return;
     container->failure =
@@ -375,7 +380,7 @@ static long make_member(struct arena *arena, struct progress *progress, struct c
                                     .sync = -1,
                                     .channel = -1,
                                     .slot = -1,
-                                    .streams = {-1, -1},
+                                    .streams = {-1, -1, -1},
                                     .serial = ++launcher.serial,
                                     .target = start->target,
                                     .flags = start->flags};
@@ -440,10 +445,12 @@ static int use_spare(struct arena *arena)
         return 0;
     }
     kill_container(spare, SIGCONT); /* somebody may have stopped it, not knowing for what */
-    spare->was_spare = 1;
+    spare->was_spare = !spare->tells_itself;
     spare->phase = PHASE_STARTING;
     spare->channel = request->channel;
     request->channel = -1;
+    if (spare->tells_itself)
+        report_progress(spare, REPORT_CLONED);
     close_request(request);
     close_target(arena);
     release_arena(arena);

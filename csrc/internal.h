@@ -13,7 +13,7 @@ enum { DUMPABLE_FLAGS = START_DENY_SETGROUPS | START_MAP_BY_PROGRAM };
 
 enum { FILTER_SIZE = 8 }; /* of a struct sock_filter */
 
-enum { STDIO_COUNT = 3, STREAM_COUNT = 2, STACK_SIZE = 32768, SMALL_STACK = 4096 };
+enum { STDIO_COUNT = 3, STREAM_COUNT = 3, STACK_SIZE = 32768, SMALL_STACK = 4096 };
 
 /* Where a child is. In memory that it shares with the launcher: a plain store gets through even
  * where a filter refuses write(2), and outlives the child. */
@@ -32,7 +32,8 @@ struct request {
     size_t mapped; /* > 0: bytes is a mapping of this size */
     int channel;
     int stdio[STDIO_COUNT];
-    int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends of its pipes */
+    int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends of its pipes: see line.c */
+    int word;                  /* the child's end of the last of them; -1: none */
     int sources[MAX_SOURCES];  /* in the launcher: what the caller opened, then the copies of it */
     uint32_t source_count;
     int passed[MAX_PASSED];
@@ -87,6 +88,7 @@ struct child {
     int passed[MAX_PASSED];
     uint32_t passed_count;
     int is_spare; /* exec: it waits for the program */
+    int word;     /* exec: to be closed by execve, and written to before nothing but the end; 0 */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;

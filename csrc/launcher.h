@@ -91,7 +91,8 @@ enum start_flag {
     START_STREAMS = 1u << 19,  /* exec: stdio is /dev/null and two pipes, which the launcher makes;
                                   our ends of them come with STARTED, and the channel can be asked
                                   again when the process has ended */
-    START_FILTER_AHEAD = 1u << 20 /* exec: the filter lets a process wait for what it is to run */
+    START_FILTER_AHEAD = 1u << 20 /* exec: the filter lets a process wait for what it is to run, and
+                                     say that it failed; with START_STREAMS it does: see CLONED */
 };
 
 enum row_op {
@@ -276,15 +277,16 @@ struct command {
 };
 
 enum report_kind {
-    REPORT_CLONED =
-        1,          /* there is a child, which waits; carries its pidfd; the first of its reports */
-    REPORT_CREATED, /* at the gate */
-    REPORT_STARTED, /* execve succeeded; of an exec perhaps the first, then with its pidfd; with
-                       START_STREAMS our ends of its output and errors */
-    REPORT_FAILED,  /* step, error, row; the child is gone */
-    REPORT_EXITED,  /* wait_status and usage; the child is reaped */
-    REPORT_LEASED,  /* value: the slot */
-    REPORT_LISTENER, /* carries that of the filter, before STARTED */
+    REPORT_CLONED = 1, /* there is a child, which waits; carries its pidfd; the first of its
+                          reports. With START_STREAMS and START_FILTER_AHEAD it carries the streams
+                          too, and a pipe: STARTED does not come, but that ends without a byte */
+    REPORT_CREATED,    /* at the gate */
+    REPORT_STARTED,    /* execve succeeded; of an exec perhaps the first, then with its pidfd; with
+                          START_STREAMS our ends of its output and errors */
+    REPORT_FAILED,     /* step, error, row; the child is gone */
+    REPORT_EXITED,     /* wait_status and usage; the child is reaped */
+    REPORT_LEASED,     /* value: the slot */
+    REPORT_LISTENER,   /* carries that of the filter, before STARTED */
     REPORT_PLACED,
     REPORT_TERMINAL /* carries our end of the terminal; before CREATED and STARTED */
 };

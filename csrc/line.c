@@ -5,6 +5,12 @@
  * launcher makes the streams, which a spare child has before it is asked for; and the channel of a
  * command that has ended stays: a request on it needs no fds at all. A line belongs to a container
  * and goes with it; what is asked on it is checked like any other request.
+ *
+ * Where the filter lets it (START_FILTER_AHEAD), such a command tells by itself that it runs, and
+ * nobody waits until the launcher has heard of that and has its turn: one more pipe has its other
+ * end in the child only and is closed by execve, or by death; of a failure it says so first, and
+ * then the caller waits for the launcher's report. One that is killed before execve is as good as
+ * one that is killed behind it.
  */
 #include "state.h"
 
@@ -30,7 +36,11 @@ long make_streams(struct request *request)
         return result;
     request->stdio[0] = (int)result;
     result = make_pipe(&request->streams[0], &request->stdio[1]);
-    return result < 0 ? result : make_pipe(&request->streams[1], &request->stdio[2]);
+    if (result == 0)
+        result = make_pipe(&request->streams[1], &request->stdio[2]);
+    if (result == 0 && request->start->flags & START_FILTER_AHEAD)
+        result = make_pipe(&request->streams[2], &request->word);
+    return result;
 }
 
 void take_streams(struct container *container, struct request *request)
@@ -39,6 +49,7 @@ void take_streams(struct container *container, struct request *request)
         container->streams[i] = request->streams[i];
         request->streams[i] = -1;
     }
+    container->tells_itself = container->streams[STREAM_COUNT - 1] >= 0;
 }
 
 /* From now on the kernel notes who sends on it: see check_rights(). */
@@ -103,4 +114,17 @@ void drop_lines(uint32_t target)
     for (uint32_t i = 0; i < launcher.highest; i++)
         if (launcher.containers[i].phase == PHASE_LINE && launcher.containers[i].target == target)
             drop_line(&launcher.containers[i]);
+}
+
+/* Commands that run on: give back what was theirs before they did. */
+void watch_late(void)
+{
+    for (uint32_t i = 0; i < launcher.highest && launcher.unwatched > 0; i++) {
+        struct container *container = &launcher.containers[i];
+        if (container->phase == PHASE_FREE || !container->unwatched)
+            continue;
+        container->unwatched = 0;
+        launcher.unwatched--;
+        (void)watch(container->sync, EVENT_SYNC, i); /* else at its end */
+    }
 }

@@ -35,22 +35,28 @@ int create_as(int directory, const char *name, enum creation kind, const char *l
 /* The f_type of its file system, statfs(2), or -errno. */
 int64_t file_system_type(int fd);
 
-enum { ANSWER_FDS = 3 };
+enum { ANSWER_FDS = 4 };
 
 /* A report of the launcher's, with its fds, all above 2. */
 struct answer {
     struct report report;
     int32_t fds[ANSWER_FDS];
     uint32_t fd_count;
+    int32_t word; /* of the command itself: see await_word() */
 };
 
 /* Send a request on a channel and wait for the first report. 0, or -errno: -EPIPE where there is
- * nobody any more, -EINTR where it is sent, and a signal has come before the report. */
+ * nobody any more, -EINTR where it is sent, and a signal has come before the report. Where that
+ * brings the pipe of a command that tells itself, this waits for that too. */
 int ask(int channel, const void *request, uint64_t size, struct answer *ret_answer);
 
 /* Wait for a report; at most for `timeout` milliseconds, -1: for ever. 0, or -errno: -EPIPE at the
  * end of the other side, -EAGAIN, -EINTR. */
 int hear(int channel, int timeout, struct answer *ret_answer);
+
+/* 0: it runs, or was killed; 1: it fails, or -errno: -EINTR, to be asked again; -EAGAIN is none's.
+ */
+int await_word(int pipe);
 
 const void *launcher_image(void);
 uint64_t launcher_image_size(void);

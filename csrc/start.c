@@ -127,6 +127,7 @@ void close_request(struct request *request)
 {
     close_fds(request->stdio, STDIO_COUNT);
     close_fds(request->streams, STREAM_COUNT);
+    close_fds(&request->word, 1);
     close_fds(&request->status, 1);
     close_fds(request->passed, request->passed_count);
     close_fds(request->joined, request->joined_count);
@@ -304,7 +305,7 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
                                         .sync = -1,
                                         .channel = -1,
                                         .slot = slot,
-                                        .streams = {-1, -1},
+                                        .streams = {-1, -1, -1},
                                         .serial = ++launcher.serial};
         arena->progress = (struct progress){.row = -1};
         result = clone_into_cgroup(container, progress);
@@ -346,6 +347,7 @@ void prepare_request(struct request *request, uint8_t *bytes)
         request->stdio[i] = -1;
     for (int i = 0; i < STREAM_COUNT; i++)
         request->streams[i] = -1;
+    request->word = -1;
 }
 
 /* A blank child has memory of its own: give it the request. Both are arenas of the launcher's, and

@@ -32,6 +32,8 @@ struct container {
     uint32_t target; /* an exec: the serial of its container, 0 for a process of somebody else's */
     int was_spare;   /* an exec: see spare.c */
     int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends, until it has them; -1 */
+    int tells_itself;          /* an exec: its start is not for us to report: see line.c */
+    int unwatched;             /* likewise: nor have we to hear of it at once */
     enum phase phase;
 };
 
@@ -57,7 +59,8 @@ struct launcher {
     int closed;        /* retired, and the last request was refused */
     uint32_t highest;  /* slots at and above this one were never used */
     uint32_t alive;
-    uint32_t serial; /* the last one that was given */
+    uint32_t unwatched; /* containers */
+    uint32_t serial;    /* the last one that was given */
     size_t rights_size;
     struct container containers[MAX_CONTAINERS];
     uint8_t rights[STATUS_SIZE];
@@ -136,6 +139,7 @@ long open_line(const struct request *request);
 int become_line(struct container *container);
 void handle_line(struct container *line);
 void drop_lines(uint32_t target);
+void watch_late(void);
 
 /* mapper.c */
 long start_mapper(struct container *container);

@@ -94,7 +94,7 @@ _MULTIPLEXED = {
 # What a process calls from its wait for a program on until it is that (csrc/exec.c).
 _TO_PROGRAM = (
     *("recvmsg", "rt_sigtimedwait", "openat2", "fchdir", "close", "getcwd", "dup3", "close_range"),
-    *("rt_sigprocmask", "execve", "exit_group"),
+    *("rt_sigprocmask", "execve", "faccessat", "write", "exit_group"),
 )
 
 # Docker's names of machines, where they are not ours.

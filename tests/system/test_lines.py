@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system.helpers import PATIENCE, caller, is_readable, parse_status, wait_until
+from system.helpers import PATIENCE, caller, is_readable, parse_status, python, wait_until
 from system.test_spares import IDLE, spare_of
 
 from container import (
+    PIPE,
     Config,
     Container,
+    ExecConfig,
+    LaunchError,
+    Process,
     SeccompAction,
     SeccompProfile,
     StateError,
@@ -222,3 +226,62 @@ def test_a_filter_that_lets_nobody_wait_is_loaded_last(refused: str) -> None:
             assert filters_of(process.pid or 0) == "1"
             process.kill()
             process.wait()
+
+
+def files_of_launcher() -> int:
+    return len(os.listdir(f"/proc/{launcher_pid()}/fd"))
+
+
+def test_of_a_command_that_runs_the_launcher_holds_a_pidfd_and_its_channel(box: Container) -> None:
+    spare = os.pidfd_open(spare_of(box))
+    try:
+        assert is_readable(spare, PATIENCE)  # it was let go
+    finally:
+        os.close(spare)
+    before = files_of_launcher()  # the channel is there
+    process = box.exec(["sleep", "1000"])
+    assert wait_until(lambda: files_of_launcher() == before + 1)
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: files_of_launcher() == before)
+
+
+def test_a_command_that_cannot_be_run_is_told_of_whoever_was_made_for_it(box: Container) -> None:
+    for command, error in ((["absent"], FileNotFoundError), (["/usr"], PermissionError)) * 3:
+        spare_of(box)
+        with pytest.raises(error):
+            box.exec(command)
+        with pytest.raises(error):  # none was made ahead
+            box.exec(command)
+    with pytest.raises(LaunchError, match="working directory"):
+        box.exec(ExecConfig(["true"], cwd="/absent"))
+
+
+KILLER = """
+import os, signal
+print("up", flush=True)
+last = os.getpid()
+while True:
+    for pid in range(last + 1, last + 8):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # not there yet
+            continue
+        last = pid
+        break
+"""
+
+
+def test_commands_that_are_killed_before_or_after_they_run_end_by_that() -> None:
+    with Container() as box:
+        box.run(Process(python(KILLER), stdout=PIPE))
+        assert box.stdout is not None
+        assert box.stdout.readline() == b"up\n"
+        statuses = set()
+        for _ in range(100):
+            try:
+                statuses.add(box.exec(["true"]).wait())
+            except LaunchError as error:
+                assert error.errno is None  # killed where it was made
+        assert statuses <= {0, -signal.SIGKILL}
+        assert statuses
