@@ -473,17 +473,23 @@ def test_a_container_that_is_given_up_while_it_is_mapped_leaves_nothing(place: P
     slow = place / "bin"
     slow.mkdir()
     for name in ("newuidmap", "newgidmap"):
-        (slow / name).write_text(f"#!/bin/sh\necho $$ >{place}/data/pid\nexec sleep 1000\n")
+        (slow / name).write_text(
+            f"#!/bin/sh\ncd {place}/data && echo $$ >new && mv new pid\nexec sleep 1000\n"
+        )
         (slow / name).chmod(0o755)
     source = f"""
-    import select, signal
+    import select, signal, threading, time
     os.environ["PATH"] = "{slow}:" + os.environ["PATH"]
     class Enough(BaseException):
         pass
     def stop(*_):
         raise Enough
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    def stop_it_when_it_is_mapped():
+        while not os.path.exists("data/pid"):
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+    threading.Thread(target=stop_it_when_it_is_mapped, daemon=True).start()
     try:
         Container().run(Process(["true"], user=1000))
     except Enough:
@@ -492,7 +498,7 @@ def test_a_container_that_is_given_up_while_it_is_mapped_leaves_nothing(place: P
         pid = int(file.read())
     try:
         fd = os.pidfd_open(pid)
-        tell(bool(select.select([fd], [], [], 10)[0]))
+        tell(bool(select.select([fd], [], [], {PATIENCE})[0]))
     except ProcessLookupError:
         tell(True)
     os.environ["PATH"] = "/usr/bin:/bin"
