@@ -32,6 +32,7 @@ LAUNCHER_SOURCES = [
         "names",
         "prepare",
         "proc",
+        "procfs",
         "request",
         "rights",
         "runtime",

@@ -539,11 +539,18 @@ class Namespaces(_Checked):
     """Which namespaces are new (True), which stay the caller's (False), and which are somebody
     else's (a path, or `Join`); namespaces(7).
 
-    ``mnt`` and ``pid`` are always new. A namespace can be joined by root, and by an ordinary user
+    ``mnt`` is always new. A namespace can be joined by root, and by an ordinary user
     who joins the user namespace that it belongs to along with it: both of one container of theirs.
     With another user namespace than that one's the container has no rights over it, and nothing is
     to be seen in its ``/sys`` where that would be another network's. The range of host ids of a
     container of this program stays leased as long as one that shares its user namespace lives.
+
+    Where ``pid`` is not new there is no PID namespace whose end ends all that a container leaves.
+    So it has a control group for that, as with ``Config(resources=Resources())``, and an
+    `UnsupportedError` says why it cannot have one. Its first process adopts its orphans, and its
+    ``/proc`` shows everybody's processes. The end of PID 1 of a shared namespace is everybody's.
+    A container with ids that are others' too may signal their processes: with ``user=False`` those
+    of the host's root, with a single id those of its caller, its own launcher among them.
     """
 
     user: _Which = True
@@ -1603,11 +1610,6 @@ class Config(_Checked):
     def _check_namespaces(self) -> None:
         if self.namespaces.mnt is not True:
             _fail("namespaces.mnt", "must be True: the container's mounts would be another's")
-        if self.namespaces.pid is not True:
-            raise UnsupportedError(
-                "must be True: it is the end of a PID namespace that ends what a container leaves",
-                field="namespaces.pid",
-            )
         if self.namespaces.uts is not True and self.hostname != "container":
             _fail("hostname", "needs a new namespaces.uts: it would become another's name")
         if self.namespaces.uts is not True and self.domainname is not None:

@@ -30,7 +30,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from container import _ids
-from container._cgroup import Place, claim_place, extend_place
+from container._cgroup import Cgroup, Place, claim_place, extend_place
 from container._config import NAMESPACE_FLAGS, IDMapping
 from container._errors import CgroupError, LaunchError, StateError, UnsupportedError, launch_error
 from container._hints import LAUNCHER_HINT, launcher_hint
@@ -580,7 +580,7 @@ class Child:
 
     def _lose(self) -> None:
         # The launcher is gone, and with it by their death signal its children; one that took
-        # that off itself gets its end from us.
+        # that off itself gets its end from us, should its guard be gone, too.
         if self.pidfd is not None:
             try:
                 pidfd_send_signal(self.pidfd, SIGKILL)
@@ -588,6 +588,9 @@ class Child:
                 pass
             else:
                 wait_readable(self.pidfd, None)
+        if self.cgroup is not None:
+            with suppress(CgroupError):  # it is gone
+                Cgroup.open(self.cgroup).kill()
         self.exit = Exit(-9, lost=True)
 
     def must_retry(self) -> bool:

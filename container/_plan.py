@@ -9,7 +9,19 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from errno import E2BIG, EACCES, EDQUOT, EINVAL, ENOEXEC, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, EXDEV
+from errno import (
+    E2BIG,
+    EACCES,
+    EDQUOT,
+    EINVAL,
+    ENOEXEC,
+    ENOMEM,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPERM,
+    ESTALE,
+    EXDEV,
+)
 from functools import lru_cache
 from typing import Self, cast
 
@@ -28,7 +40,13 @@ from container._config import (
 )
 from container._device_rules import compile_rules, rules_of
 from container._devices import find_nodes
-from container._errors import ConfigError, LaunchError, UnsupportedError, launch_error
+from container._errors import (
+    CgroupError,
+    ConfigError,
+    LaunchError,
+    UnsupportedError,
+    launch_error,
+)
 from container._hierarchy import find_hierarchy, is_delegation_boundary
 from container._hints import masked_hint, namespace_hint, noexec_hint, rights_hint
 from container._identity import Identity, groups_of, identify, needs_ranges, shared_identity
@@ -61,7 +79,14 @@ from container._rootfs import (
     upper_and_work,
 )
 from container._seccomp._compiler import NEW_LISTENER, Filter, compile_profile
-from container._shared import in_order, look_at_user_namespace, open_joined, slot_of
+from container._shared import (
+    in_order,
+    look_at_user_namespace,
+    open_joined,
+    owns_pids,
+    refuse_own_pids,
+    slot_of,
+)
 from container._users import Account
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -252,16 +277,23 @@ def _lay_foundation(
         (needs_locked_mounts(config), StartFlag.LOCK_MOUNTS),
         (not config.use_pivot_root, StartFlag.CHROOT),
         (config.no_new_privileges, StartFlag.NO_NEW_PRIVS),
-        (config.resources is not None, StartFlag.CGROUP),
+        (_needs_cgroup(config), StartFlag.CGROUP),
     ):
         if wanted:
             flags |= flag
     require_labels(config)
-    if config.resources is not None:
-        _require_binding_limits(config, identity)
+    if _needs_cgroup(config):
+        _require_binding_cgroup(config, identity)
+    if isinstance(namespaces.user, Join) and namespaces.pid is not True:
+        _require_no_locks(config)
     nodes = find_nodes(config, any_id=identity.idmap) if namespaces.user else {}
     around = Surroundings(
-        identity.idmap, identity.known[1], identity.by_fd, tuple(nodes.items()), tty
+        identity.idmap,
+        identity.known[1],
+        identity.by_fd,
+        tuple(nodes.items()),
+        tty,
+        namespaces.pid is not False or owns_pids(),
     )
     stage = [_absolute(row, caller.cwd) for row in plan_stage(config, around)]
     rows = [
@@ -298,23 +330,39 @@ def _lay_foundation(
 
 
 def _device_program(config: Config) -> bytes:
-    if config.resources is None or config.namespaces.user:
+    if config.namespaces.user or not _needs_cgroup(config):
         return b""
     return compile_rules(rules_of(config))
 
 
-def _require_binding_limits(config: Config, identity: Identity) -> None:
-    """Whoever may mount cgroup2 inside and has the ids of its files could lift the limits; but
-    where the mount has nsdelegate not those of the top of its own namespace.
+def _needs_cgroup(config: Config) -> bool:
+    """Also for what would be left where no PID namespace ends with the first process."""
+    return config.resources is not None or config.namespaces.pid is not True
+
+
+def _require_no_locks(config: Config) -> None:
+    """While its mounts are locked (csrc/child.c) it can be traced by its like."""
+    if needs_locked_mounts(config):
+        raise UnsupportedError(
+            "with CAP_SYS_ADMIN it cannot be shared along with namespaces.user: whoever is in both"
+            " could get hold of it while its mounts are locked",
+            field="namespaces.pid",
+        )
+
+
+def _require_binding_cgroup(config: Config, identity: Identity) -> None:
+    """Whoever may mount cgroup2 inside and has the ids of its files could leave it and lift its
+    limits; but where the mount has nsdelegate not those of the top of its own namespace.
     """
     mounts = config.nested or Capability.SYS_ADMIN in config.capabilities.bounding
-    if identity.flags & StartFlag.LEASE or not mounts:
+    if not mounts or identity.flags & StartFlag.LEASE or slot_of(identity.known):
         return
     if not config.namespaces.cgroup or not is_delegation_boundary(find_hierarchy().top):
         raise UnsupportedError(
-            "with CAP_SYS_ADMIN or nested and ids that own the cgroup it could lift them, unless"
-            " namespaces.cgroup is new and cgroup2 is mounted with nsdelegate",
-            field="resources",
+            "with CAP_SYS_ADMIN or nested and ids that own its cgroup it could get out of that and"
+            " lift its limits, unless namespaces.cgroup is new and cgroup2 is mounted with"
+            " nsdelegate",
+            field="resources" if config.resources is not None else "namespaces.pid",
         )
 
 
@@ -480,16 +528,26 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = Tr
     for index, fd in enumerate(plan.request.passed):
         _check_passed(fd, f"pass_fds[{index}]")
     with Sources(plan.rows) as sources, open_joined(plan.joined) as joined:
-        return launch(
-            plan.request,
-            identity.maps,
-            sources,
-            stdio,
-            joined=joined,
-            pipes=pipes,
-            by_fd=identity.by_fd,
-            wait=wait,
-        )
+        if any(row.flags & RowFlag.PROCFS for row in plan.rows):
+            refuse_own_pids(plan.joined, joined)
+        try:
+            return launch(
+                plan.request,
+                identity.maps,
+                sources,
+                stdio,
+                joined=joined,
+                pipes=pipes,
+                by_fd=identity.by_fd,
+                wait=wait,
+            )
+        except CgroupError as error:
+            if plan.request.base.clone_flags & NAMESPACE_FLAGS["pid"]:
+                raise
+            raise UnsupportedError(
+                f"sharing it takes a control group, which ends all of the container: {error}",
+                field="namespaces.pid",
+            ) from error
 
 
 # Errors ----------------------------------------------------------------------------------------
@@ -636,12 +694,16 @@ def _map_hint(failure: Failure, plan: Plan) -> str | None:
 
 def _clone_hint(failure: Failure, plan: Plan) -> str | None:
     own = plan.request.flags & StartFlag.FRESH_USER
+    if failure.errno == ENOMEM and "pid" in dict(plan.joined):
+        return "PID 1 of the PID namespace has ended, and nobody can be born in there any more"
     if failure.errno != EPERM or own or os.geteuid() == 0:
         return None
     return "namespaces.user=False is for root: nobody else may make the other namespaces"
 
 
 def _join_hint(failure: Failure, plan: Plan) -> str | None:
+    if failure.errno == EINVAL and "pid" in dict(plan.joined):
+        return "a PID namespace can be joined that is the caller's or one below it"
     if failure.errno != EPERM or os.geteuid() == 0:
         return None
     if "user" not in dict(plan.joined):

@@ -73,6 +73,7 @@ class RowFlag(IntFlag):
     SLAVE = 1 << 13
     SHARED = 1 << 14
     MAY_FAIL = 1 << 15
+    PROCFS = 1 << 16
 
 
 class Attribute(IntFlag):
@@ -178,6 +179,7 @@ class Surroundings:
     by_fd: bool = True  # root caller: the launcher copies the sources, and can idmap them
     nodes: Sequence[tuple[str, str]] = ()  # path of a device, and of the host's for it
     tty: bool = False
+    owns_pids: bool = True  # whether the caller may mount a procfs of its own PID namespace
 
 
 def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[Row]:
@@ -192,8 +194,8 @@ def plan_rows(config: Config, layout: HostLayout, around: Surroundings) -> list[
     else:
         rows = list(_directory_root(str(root), config, around))
     proc = len(rows)
-    rows += _kernel_file_systems(config)
-    rows += _proc_writes(proc, len(rows), config)  # before anybody else's mount is in there
+    rows += _kernel_file_systems(config, around)
+    rows += _proc_writes(proc, len(rows), config, around)  # before anybody else's mount is in there
     if config.setup_dev:
         rows += _devices(len(rows), config, around)
     mounts += [(f"mounts[{i}]", m) for i, m in enumerate(config.mounts)]
@@ -412,8 +414,8 @@ def _etc(config: Config, layout: HostLayout) -> Iterator[Row]:
         yield _host_bind(f"/etc/{name}")
 
 
-def _kernel_file_systems(config: Config) -> Iterator[Row]:
-    yield Row(
+def _kernel_file_systems(config: Config, around: Surroundings) -> Iterator[Row]:
+    proc = Row(
         Op.MOUNT,
         "proc",
         "proc at '/proc'",
@@ -422,6 +424,7 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
         data=_mount_options(config.proc_options),
         attributes=_SAFE,
     )
+    yield _with_procfs_of(proc, config, around, "proc_options")
     sysfs = Row(
         Op.MOUNT,
         "sys",
@@ -431,6 +434,20 @@ def _kernel_file_systems(config: Config) -> Iterator[Row]:
         attributes=_SAFE | Attribute.READ_ONLY,
     )
     yield _with_sysfs_of(sysfs, config)
+
+
+def _with_procfs_of(row: Row, config: Config, around: Surroundings, field: str) -> Row:
+    user, pid = config.namespaces.user, config.namespaces.pid
+    # It belongs to the owner of the PID namespace. Without root, whoever could join that is it.
+    if not user or pid is True or (isinstance(pid, Join) and not around.by_fd):
+        return row
+    flags = row.flags & ~RowFlag.MAKE_DIRECTORY  # as the source is
+    bind = replace(row, op=Op.BIND, source="/proc", opened=True, directory=True)
+    if around.by_fd and (isinstance(pid, Join) or around.owns_pids):
+        return replace(bind, flags=flags | RowFlag.PROCFS)  # the launcher mounts one instead
+    if row.data:
+        raise UnsupportedError("needs a new namespaces.pid, or root", field=field)
+    return replace(bind, flags=flags | RowFlag.RECURSIVE)
 
 
 def _with_sysfs_of(row: Row, config: Config) -> Row:
@@ -443,12 +460,12 @@ def _with_sysfs_of(row: Row, config: Config) -> Row:
     return replace(row, op=Op.BIND, source="/sys", flags=row.flags | RowFlag.RECURSIVE, opened=True)
 
 
-def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
+def _proc_writes(proc: int, count: int, config: Config, around: Surroundings) -> Iterator[Row]:
     """Values for the procfs of row ``proc``, or of one like it that has everything."""
     writes = list(proc_writes(config, locked=needs_locked_mounts(config)))
     if writes and "subset=" in (config.proc_options or ""):
         proc = count
-        yield Row(
+        whole = Row(
             Op.MOUNT,
             "",
             "a procfs to write to",
@@ -456,6 +473,7 @@ def _proc_writes(proc: int, count: int, config: Config) -> Iterator[Row]:
             flags=RowFlag.DETACHED,
             attributes=_SAFE,
         )
+        yield _with_procfs_of(whole, config, around, "proc_options")
     for write in writes:
         yield Row(
             Op.WRITE,
@@ -660,6 +678,8 @@ def _mount(mount: Mount, field: str, config: Config, around: Surroundings) -> Ro
         return _bind(row, mount, around)
     if mount.type == "sysfs":
         return _with_sysfs_of(row, config)
+    if mount.type == "proc":
+        return _with_procfs_of(row, config, around, f"{field}.data")
     if mount.type == "devpts" and mount.data is None:
         return replace(row, data=_terminal_options(around))
     return row

@@ -18,7 +18,7 @@ from container._errors import ConfigError, StateError, UnsupportedError, launch_
 from container._ids import RANGE_SIZE, parse_id_map
 from container._launcher import above_stdio, wait_readable
 
-_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703  # include/uapi/linux/nsfs.h
 _ENDED = "the container whose namespaces are to be shared has ended"
 _PATIENCE = 1.0  # seconds, in which who is dying dies
 _NAMES = {flag: name for name, flag in NAMESPACE_FLAGS.items()}
@@ -103,6 +103,39 @@ def _check_kind(fd: int, name: str, join: Join) -> None:
     if kind != NAMESPACE_FLAGS[name]:
         found = _NAMES.get(kind, "another")
         raise ConfigError(f"is a namespace of kind {found}, not {name}", field=_field(name, join))
+
+
+def owns_pids() -> bool:
+    """Whether the caller's PID namespace belongs to its user namespace, or one that it is above."""
+    fd = _open_path("/proc/self/ns/pid")
+    try:
+        os.close(ioctl(fd, _NS_GET_USERNS))
+    except PermissionError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def refuse_own_pids(joined: Sequence[tuple[str, Join]], fds: Sequence[int]) -> None:
+    """A PID namespace of the caller's own user namespace cannot be entered to mount its procfs:
+    who is in there may have the ids of the launcher, and could stop it there (csrc/procfs.c).
+    """
+    for (name, join), fd in zip(joined, fds, strict=True):
+        if name != "pid":
+            continue
+        if os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/pid")):
+            raise ConfigError("is the caller's own: False", field=_field(name, join))
+        owner = ioctl(fd, _NS_GET_USERNS)
+        try:
+            own = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
+        finally:
+            os.close(owner)
+        if own:
+            raise UnsupportedError(
+                "belongs to the caller's own user namespace: namespaces.user=False can share it",
+                field=_field(name, join),
+            )
 
 
 # A user namespace --------------------------------------------------------------------------------

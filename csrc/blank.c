@@ -33,14 +33,15 @@ static struct kind kinds[MOST_KINDS];
 static uint32_t uses;
 
 /* Only with a user namespace of its own: without one a blank child would be a process with the
- * rights of the launcher. Clocks are set before the first process of a time namespace. */
+ * rights of the launcher. Only with a PID namespace of its own, where nobody else sees it wait.
+ * Clocks are set before the first process of a time namespace. */
 static int may_be_blank(const struct request *request)
 {
     const struct start *start = request->start;
     return request->mapped == 0 && start->fail_step == 0 && start->flags & START_FRESH_USER &&
            (start->flags & (START_MAP_BY_PROGRAM | START_OOM_SCORE)) == 0 &&
            start->joined.count == 0 && start->clone_flags & CLONE_NEWUSER &&
-           (start->clone_flags & CLONE_NEWTIME) == 0 &&
+           start->clone_flags & CLONE_NEWPID && (start->clone_flags & CLONE_NEWTIME) == 0 &&
            (size_t)start->uid_map.count + start->gid_map.count <= MAPS_SIZE;
 }
 

@@ -6,8 +6,9 @@
  * waits for its ids or its request. What runs in it can neither leave it nor make others below.
  *
  * It is removed once the first process is reaped: with that ends its PID namespace. Should anything
- * else still live in it (of an exec into other namespaces alone), that is killed, and the kernel
- * tells of the end of it. What a dead launcher leaves its guard removes.
+ * else still live in it (it shared the PID namespace of others, or of an exec into other namespaces
+ * alone), that is killed, and the kernel tells of the end of it. What a dead launcher leaves its
+ * guard ends and removes.
  */
 #include "state.h"
 
@@ -222,11 +223,12 @@ int await_empty_cgroup(struct container *container)
 {
     struct epoll_record record = {EPOLLPRI, (uint64_t)EVENT_CGROUP << 32 |
                                                 (uint32_t)(container - launcher.containers)};
-    long events = sys(__NR_openat, container->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    long events;
+    (void)write_file(container->cgroup, "cgroup.kill", "1"); /* or it is empty already */
+    events = sys(__NR_openat, container->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
     if (events < 0)
         return 0;
-    container->sync = (int)events;
-    (void)write_file(container->cgroup, "cgroup.kill", "1"); /* or it is empty already */
+    container->sync = (int)events; /* one that was not read yet tells at once */
     return sys(__NR_epoll_ctl, launcher.epoll, EPOLL_CTL_ADD, (int)events, &record) == 0;
 }
 

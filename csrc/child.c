@@ -218,6 +218,16 @@ long become_root_of_namespace(struct child *child)
     return result < 0 ? result : die_with_launcher(child);
 }
 
+/* Who is no PID 1 adopts its orphans as one does: they are the container's, not those of the
+ * process that is. */
+static long begin_session(struct child *child)
+{
+    long result = enter_session(child);
+    return result < 0 || child->start->clone_flags & CLONE_NEWPID
+               ? result
+               : sys(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+}
+
 static long raise_loopback(struct child *child)
 {
     struct {
@@ -575,7 +585,7 @@ static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_SYNC, await_maps},
     {STEP_TIME, set_clocks},
     {STEP_SETUP_IDS, become_root_of_namespace},
-    {STEP_SESSION, enter_session},
+    {STEP_SESSION, begin_session},
     {STEP_NETWORK, raise_loopback},
     {STEP_HANDOVER, await_request},
     {STEP_MOUNT_NAMESPACE, unshare_mounts},

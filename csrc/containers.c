@@ -62,6 +62,18 @@ static void release_slot(const struct container *container)
         give_slot(container->slot);
 }
 
+/* Nothing of it is left, but for its place in the table and, of one that was not told of, that. */
+void forget_container(struct container *container)
+{
+    close_watched(&container->sync);
+    if (container->end.kind != 0)
+        send_report(container->channel, &container->end, -1);
+    close_watched(&container->channel);
+    release_slot(container);
+    container->phase = PHASE_FREE;
+    launcher.alive--;
+}
+
 void free_container(struct container *container)
 {
     close_sync(container);
@@ -74,18 +86,19 @@ void free_container(struct container *container)
     if (become_line(container))
         return;
     drop_lines(container->serial);
-    close_watched(&container->channel);
+    if (container->end.kind == 0)
+        close_watched(&container->channel);
     forget_blank(container);
     forget_spare(container);
-    if (!remove_cgroup(container) && container->phase != PHASE_LEFT &&
-        await_empty_cgroup(container)) {
-        container->phase = PHASE_LEFT;
-        container->pid = 0; /* somebody else's by now */
-        return;
+    if (!remove_cgroup(container)) {
+        if (await_empty_cgroup(container)) {
+            container->phase = PHASE_LEFT;
+            container->pid = 0; /* somebody else's by now */
+            return;
+        }
+        container->keeps_slot = 1; /* killed, but nobody will tell of their end */
     }
-    release_slot(container);
-    container->phase = PHASE_FREE;
-    launcher.alive--;
+    forget_container(container);
 }
 
 /* The pidfd goes out at the start, while the child works: the caller can then kill even what has
@@ -214,15 +227,22 @@ static uint64_t microseconds(struct timeval_pair time)
     return (uint64_t)time.seconds * 1000000 + (uint64_t)time.microseconds;
 }
 
-static void report_exit(struct container *container, uint32_t status,
-                        const struct rusage_record *usage)
+/* Who ends a container finds nothing left, its control group included. With a PID namespace of its
+ * own nothing lives by now, and run() need not wait for the removal. */
+static int tells_at_once(const struct container *container)
+{
+    return container->cgroup <= 0 || (container->flags & START_QUIET && !container->shares_pids);
+}
+
+static void note_exit(struct container *container, uint32_t status,
+                      const struct rusage_record *usage)
 {
     int failed = container->phase == PHASE_FAILED;
     uint32_t told = 0;
     if (container->status >= 0 &&
         sys(__NR_read, container->status, &told, sizeof told) == sizeof told)
         status = told; /* else it was the init that died: as it did, then */
-    struct report report = {
+    container->end = (struct report){
         .kind = failed ? REPORT_FAILED : REPORT_EXITED,
         .pid = container->pid,
         .step = container->failure.step,
@@ -235,11 +255,11 @@ static void report_exit(struct container *container, uint32_t status,
         .max_rss = (uint64_t)usage->max_rss * 1024,
     };
     close_fds(&container->status, 1);
-    read_cgroup(container, &report);
-    /* Who ends a container finds nothing left; run() need not wait for that. */
-    if ((container->flags & START_QUIET) == 0)
-        (void)remove_cgroup(container); /* if it is not empty, free_container() waits for that */
-    send_report(container->channel, &report, -1);
+    read_cgroup(container, &container->end);
+    if (!tells_at_once(container))
+        return;
+    send_report(container->channel, &container->end, -1);
+    container->end.kind = 0;
 }
 
 /* What was brought into a container ends with it. Those in its PID namespace have; without one of
@@ -278,7 +298,7 @@ void handle_children(void)
             kill_members(container);
             close_fds(&container->payload, 1);
             close_fds(&container->pidfd, 1); /* before anybody is told and looks at our fds */
-            report_exit(container, status, &usage);
+            note_exit(container, status, &usage);
             free_container(container);
         }
     }

@@ -469,8 +469,9 @@ long exec_process(struct arena *arena, struct progress *progress)
         result = begin_step(progress, start, STEP_CLONE);
     if (result < 0)
         return result;
-    /* No PID namespace ends what it leaves behind, with these ids. */
-    if (target != NULL && (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
+    /* Neither PID namespace nor control group ends what it leaves behind, with these ids. */
+    if (target != NULL && target->cgroup <= 0 &&
+        (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
         target->keeps_slot = 1;
     result = open_line(&arena->request);
     if (result == 0 && start->flags & START_STREAMS && use_spare(arena)) /* it has some */

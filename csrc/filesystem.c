@@ -209,9 +209,9 @@ const char *next_string(const char *at)
     return at + 1;
 }
 
-static long configure(struct filesystem *fs, const struct row *row, int context)
+static long configure(const struct request *request, const struct row *row, int context)
 {
-    const char *at = span_at(fs->request->bytes, row->data);
+    const char *at = span_at(request->bytes, row->data);
     const char *end = at + row->data.count;
     long result = 0;
     while (at < end && result == 0) {
@@ -223,15 +223,24 @@ static long configure(struct filesystem *fs, const struct row *row, int context)
     return result < 0 ? result : sys(NR_FSCONFIG, context, FSCONFIG_CMD_CREATE, 0, 0, 0);
 }
 
-static long mount_row(struct filesystem *fs, const struct row *row)
+/* A new file system with the row's options and attributes, attached nowhere. */
+long make_mount(const struct request *request, const struct row *row, const char *type)
 {
-    long mount, result;
-    long context = sys(NR_FSOPEN, string_at(fs->request->bytes, row->source), FSOPEN_CLOEXEC);
+    long mount;
+    long context = sys(NR_FSOPEN, type, FSOPEN_CLOEXEC);
     if (context < 0)
         return context;
-    result = configure(fs, row, (int)context);
-    mount = result < 0 ? result : sys(NR_FSMOUNT, context, FSMOUNT_CLOEXEC, row->attributes);
+    mount = configure(request, row, (int)context);
+    if (mount == 0)
+        mount = sys(NR_FSMOUNT, context, FSMOUNT_CLOEXEC, row->attributes);
     (void)close_fd((int)context);
+    return mount;
+}
+
+static long mount_row(struct filesystem *fs, const struct row *row)
+{
+    long result = 0;
+    long mount = make_mount(fs->request, row, string_at(fs->request->bytes, row->source));
     if (mount >= 0 && row->flags & ROW_SHARED)
         result = set_mount((int)mount, row, &(struct mount_attr){0});
     return mount < 0 ? mount : result < 0 ? result : attach_mount(fs, row, (int)mount);

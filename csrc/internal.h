@@ -138,6 +138,9 @@ long write_proc(int pid, const char *name, const void *data, size_t size);
 /* idmap.c */
 long open_mapped_namespace(const char *maps, uint8_t *stack);
 
+/* procfs.c */
+long mount_shared_procfs(const struct request *request, const struct row *row, uint8_t *stack);
+
 /* attributes.c */
 void reset_attributes(void);
 long set_scheduling(const struct request *request, struct progress *progress, int pid);
@@ -151,6 +154,7 @@ char *row_target(struct filesystem *fs, const struct row *row);
 size_t component_start(const char *path, size_t end);
 long set_mount(int mount, const struct row *row, struct mount_attr *attr);
 const char *next_string(const char *at);
+long make_mount(const struct request *request, const struct row *row, const char *type);
 long attach_mount(struct filesystem *fs, const struct row *row, int mount);
 long build_filesystem(struct filesystem *fs);
 

@@ -130,7 +130,7 @@ static void handle_event(uint64_t data)
         break;
     case EVENT_CGROUP:
         if (has_emptied(container))
-            free_container(container);
+            forget_container(container);
         break;
     }
 }
@@ -194,7 +194,9 @@ static long set_up(void)
     (void)sys(__NR_prctl, PR_SET_NAME, "container-launcher", 0, 0, 0); /* for ps; cut to 15 */
     (void)sys(__NR_rt_sigprocmask, SIG_SETMASK, &every_signal, 0, sizeof every_signal);
     reset_signals();
-    (void)sys(__NR_setsid, 0);  /* fails only where it is not needed */
+    (void)sys(__NR_setsid, 0); /* fails only where it is not needed */
+    /* Orphans of containers in the caller's PID namespace are ours to reap; cannot fail. */
+    (void)sys(__NR_prctl, PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
     (void)sys(__NR_chdir, "/"); /* so as not to hold the caller's directory */
     reset_attributes();
     if (sys(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, &files) == 0) {

@@ -85,8 +85,8 @@ enum start_flag {
     START_NICE = 1u << 15,
     START_OOM_SCORE = 1u << 16,
     START_CGROUP = 1u << 17,   /* in a control group of its own, in the place of REQUEST_PLACE; not
-                                  with START_SHARE_MEMORY: out of memory would end all that share it
-                                */
+                                  with START_SHARE_MEMORY: out of memory would end all that share it.
+                                  Needed without a new PID namespace, whose end would end all */
     START_TERMINAL = 1u << 18, /* stdio is a terminal of the container's own */
     START_STREAMS = 1u << 19,  /* exec: stdio is /dev/null and two pipes, which the launcher makes;
                                   our ends of them come with STARTED, and the channel can be asked
@@ -129,7 +129,9 @@ enum row_flag {
     ROW_OWN_MAPS = 1u << 12,      /* ROW_BIND idmapped by its data: uid map NUL gid map NUL */
     ROW_SLAVE = 1u << 13,         /* what the caller mounts below the source shows here too */
     ROW_SHARED = 1u << 14,        /* the head of a group of its own */
-    ROW_MAY_FAIL = 1u << 15       /* ROW_ATTRIBUTES only */
+    ROW_MAY_FAIL = 1u << 15,      /* ROW_ATTRIBUTES only */
+    ROW_PROCFS = 1u << 16         /* ROW_BIND of a source fd: instead of a copy of that, a new
+                                     procfs of the PID namespace that is shared; data as of MOUNT */
 };
 
 enum limits {

@@ -66,14 +66,16 @@ static long map_copy_by_data(int tree, const struct request *request, const stru
     return result;
 }
 
-/* Replace a source fd by a detached copy of its mount. */
+/* Replace a source fd by a detached copy of its mount, or by what is wanted instead. */
 static long copy_source(struct request *request, const struct row *row, int user_fd, uint8_t *stack)
 {
     uint32_t recursive = row->flags & ROW_RECURSIVE ? AT_RECURSIVE : 0;
     struct mount_attr attr = {.attr_set = row->attributes};
     int *source = &request->sources[row->source_fd];
-    long tree =
-        sys(NR_OPEN_TREE, *source, "", OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | recursive);
+    long tree = row->flags & ROW_PROCFS
+                    ? mount_shared_procfs(request, row, stack)
+                    : sys(NR_OPEN_TREE, *source, "",
+                          OPEN_TREE_CLONE | O_CLOEXEC | AT_EMPTY_PATH | recursive);
     if (tree < 0)
         return tree;
     (void)close_fd(*source);

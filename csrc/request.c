@@ -70,12 +70,11 @@ static int numbers_fit(const uint8_t *bytes, struct span span, size_t size)
     return 1;
 }
 
-/* One of each kind at most, none that is made as well, and none whose end has to end all or whose
- * mounts would be another's. */
+/* One of each kind at most, none that is made as well, and none whose mounts would be another's. */
 static int kinds_fit(const uint8_t *bytes, const struct start *start, size_t size)
 {
     const uint32_t *kinds = span_at(bytes, start->joined);
-    uint64_t left = CLONE_NEW_ANY & ~(uint64_t)(CLONE_NEWNS | CLONE_NEWPID) & ~start->clone_flags;
+    uint64_t left = CLONE_NEW_ANY & ~(uint64_t)CLONE_NEWNS & ~start->clone_flags;
     if (!span_fits(start->joined, sizeof *kinds, sizeof *kinds, size) ||
         start->joined.count > MAX_JOINED)
         return 0;
@@ -132,8 +131,12 @@ static int data_fits(const uint8_t *bytes, const struct row *row)
         return strings >= 0 && strings % 2 == 0;
     if (row->op == ROW_OVERLAY)
         return strings == 1;
-    return row->op != ROW_BIND || (row->flags & ROW_OWN_MAPS) == 0 ||
-           (strings == 2 && row->source_fd >= 0);
+    if (row->op != ROW_BIND || (row->flags & (ROW_OWN_MAPS | ROW_PROCFS)) == 0)
+        return 1;
+    if (row->flags & ROW_PROCFS) /* nothing that would be for a copy */
+        return strings >= 0 && strings % 2 == 0 && row->source_fd >= 0 &&
+               (row->flags & (ROW_OWN_MAPS | ROW_IDMAP | ROW_RECURSIVE)) == 0;
+    return strings == 2 && row->source_fd >= 0;
 }
 
 /* Nothing but the root itself lies beside the stage's rows, and nothing of theirs outside it. */
@@ -236,6 +239,12 @@ static int cgroup_fits(uint32_t flags)
     return (flags & (START_CGROUP | START_SHARE_MEMORY)) != (START_CGROUP | START_SHARE_MEMORY);
 }
 
+/* What ends all that a container leaves: its own PID namespace, else its control group. */
+static int has_end_of_all(const struct start *start)
+{
+    return start->clone_flags & CLONE_NEWPID || start->flags & START_CGROUP;
+}
+
 /* What a start and an exec have in common: the process. */
 static long check_process(const struct start *start, const uint8_t *bytes, size_t size)
 {
@@ -278,7 +287,7 @@ long check_start(const struct start *start, const uint8_t *bytes, size_t size)
 {
     long result = check_process(start, bytes, size);
     if (result == 0 && (!flags_fit(start->clone_flags) || !can_be_answered(start->flags) ||
-                        !user_fits(bytes, start)))
+                        !user_fits(bytes, start) || !has_end_of_all(start)))
         result = -EINVAL;
     return result < 0 ? result : check_rows(start, bytes, size);
 }

@@ -306,7 +306,8 @@ long clone_container(struct arena *arena, struct progress *progress, struct cont
                                         .channel = -1,
                                         .slot = slot,
                                         .streams = {-1, -1, -1},
-                                        .serial = ++launcher.serial};
+                                        .serial = ++launcher.serial,
+                                        .shares_pids = (start->clone_flags & CLONE_NEWPID) == 0};
         arena->progress = (struct progress){.row = -1};
         result = clone_into_cgroup(container, progress);
     }

@@ -13,7 +13,7 @@ enum phase {
     PHASE_CREATED,
     PHASE_RUNNING,
     PHASE_FAILED,
-    PHASE_LEFT, /* reaped and reported, but its control group is not empty yet */
+    PHASE_LEFT, /* reaped, but its control group is not empty yet */
     PHASE_LINE  /* only its channel is left: see line.c */
 };
 
@@ -34,6 +34,8 @@ struct container {
     int streams[STREAM_COUNT]; /* START_STREAMS: the caller's ends, until it has them; -1 */
     int tells_itself;          /* an exec: its start is not for us to report: see line.c */
     int unwatched;             /* likewise: nor have we to hear of it at once */
+    int shares_pids;   /* it has no PID namespace of its own, whose end would end all in it */
+    struct report end; /* to be told once nothing of it is left; kind 0: it was told */
     enum phase phase;
 };
 
@@ -89,6 +91,7 @@ struct container *find_slot(void);
 struct container *find_container(uint32_t serial);
 void close_watched(int *fd);
 void free_container(struct container *container);
+void forget_container(struct container *container);
 void kill_container(const struct container *container, int signal);
 void handle_sync(struct container *container);
 void handle_channel(struct container *container);

@@ -110,7 +110,7 @@ static void use_rows(const struct start *start, const uint8_t *bytes)
         read_string(bytes, rows[i].target);
         read_string(bytes, rows[i].source);
         read_span(bytes, rows[i].data, 1);
-        if (rows[i].op == ROW_MOUNT)
+        if (rows[i].op == ROW_MOUNT || (rows[i].op == ROW_BIND && rows[i].flags & ROW_PROCFS))
             read_options(bytes, rows[i].data);
         else if (rows[i].op == ROW_OVERLAY)
             read_string(bytes, rows[i].data.offset);
@@ -176,6 +176,7 @@ static void read_start(uint8_t *bytes, size_t size)
         return;
     copy = *start;
     use_process(&copy, bytes);
+    promise(copy.clone_flags & CLONE_NEWPID || copy.flags & START_CGROUP);
     use_rows(&copy, bytes);
     use_vectors(&copy, bytes);
 }

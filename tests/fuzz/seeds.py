@@ -37,6 +37,7 @@ CONFIGS = (
     Config(),
     Config("/srv", nested=True, landlock=Landlock(read=["/"], write=["/tmp", "/dev/null"])),
     Config("/srv", masked_paths=(), readonly_paths=()),
+    Config("/srv", Namespaces(pid=False), mounts=[Mount(None, "/a", "proc")]),
     Config("/srv", Namespaces(user=False, net=False), devices=[Device("/dev/x", "c", 1, 3)]),
     Config(
         mounts=[Mount.tmpfs("/a", size="1M"), Mount.bind("/usr", "/b", read_only=True)],

@@ -368,6 +368,17 @@ def test_a_request_without_a_mount_namespace_is_refused(nonsense: Run) -> None:
     assert answer == "failed request 22"
 
 
+def test_a_request_that_nothing_would_be_the_end_of_is_refused(nonsense: Run) -> None:
+    (answer,) = nonsense(
+        """
+        data = bytearray(valid)
+        ffi.from_buffer("struct start *", data).clone_flags &= ~0x20000000
+        tell(verdict(ask(bytes(data))))
+        """
+    )
+    assert answer == "failed request 22"
+
+
 def test_a_gate_that_nobody_would_hear_of_is_refused(nonsense: Run) -> None:
     (answer,) = nonsense(
         """

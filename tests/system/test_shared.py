@@ -379,10 +379,6 @@ def test_nonsense_is_refused(box: Container) -> None:
     ):
         with pytest.raises(ConfigError):
             wrong()
-    for pid in (False, "/proc/1/ns/pid", Join(container=box)):
-        with pytest.raises(UnsupportedError, match="what a container leaves") as caught:
-            Config(namespaces=Namespaces(pid=pid))
-        assert caught.value.field == "namespaces.pid"
 
 
 def test_the_callers_own_user_namespace_is_named_false() -> None:

@@ -319,9 +319,8 @@ def test_a_path_is_a_namespace_to_join() -> None:
         assert namespaces.clone_flags() == Namespaces(net=False).clone_flags()
 
 
-def test_a_config_needs_a_mount_and_a_pid_namespace() -> None:
+def test_a_config_needs_a_mount_namespace() -> None:
     assert config_error(Config, namespaces=Namespaces(mnt=False)).field == "namespaces.mnt"
-    assert unsupported_field(Config, namespaces=Namespaces(pid=False)) == "namespaces.pid"
     assert Config(namespaces=Namespaces(user=False, net=False, ipc=False, uts=False, cgroup=False))
 
 

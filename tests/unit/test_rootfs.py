@@ -17,6 +17,7 @@ from container import (
     Device,
     HostRoot,
     IDMapping,
+    Join,
     Mount,
     MountFlags,
     Namespaces,
@@ -384,6 +385,36 @@ def test_sysfs_is_the_hosts_where_the_network_is() -> None:
     assert plan(Config("/srv/root", Namespaces(net=False, user=False)), NO_NAMESPACE)[2] == (
         "mount 0:/sys <- sysfs +make_directory+no_symlinks+read_only+nosuid+nodev+noexec"
     )
+
+
+def test_a_proc_of_shared_pids_is_made_by_who_may() -> None:
+    flags = "+no_symlinks+nosuid+nodev+noexec opened"
+    path = Join(path="/proc/7/ns/pid")
+    by_launcher = f"bind 0:/proc <- /proc{{}} {flags.replace('nosuid', 'procfs+nosuid')}"
+    for pid, user, around, line in (
+        (False, True, LEASED, by_launcher.format("")),
+        (path, True, LEASED, by_launcher.format("")),
+        (path, path, LEASED, by_launcher.format("")),
+        # Who has the rights for it mounts one as ever.
+        (path, False, LEASED, kernel(4, tty=True)[0]),
+        (path, path, ONE_ID, kernel(4, tty=True)[0]),
+        # The caller's own for want of a new one.
+        (False, True, ONE_ID, f"bind 0:/proc <- /proc +recursive{flags}"),
+        (False, True, replace(LEASED, owns_pids=False), f"bind 0:/proc <- /proc +recursive{flags}"),
+    ):
+        config = Config("/srv/root", Namespaces(user=user, pid=pid))
+        assert plan(config, around)[1] == line
+    hidden = Config("/srv/root", Namespaces(pid=False), proc_options="hidepid=2,subset=pid")
+    lines = plan(hidden, LEASED)
+    assert lines[1] == by_launcher.format(" hidepid 2 subset pid")
+    assert lines[3] == "bind 0:/ <- /proc +detached+procfs+nosuid+nodev+noexec opened"
+    with pytest.raises(UnsupportedError) as caught:
+        plan(hidden, ONE_ID)
+    assert caught.value.field == "proc_options"
+    mount = Mount(None, "/other", "proc", data="subset=pid")
+    with pytest.raises(UnsupportedError) as caught:
+        plan(Config("/srv/root", Namespaces(pid=False), mounts=[mount]), ONE_ID)
+    assert caught.value.field == "mounts[0].data"
 
 
 def test_names_are_resolved_as_the_host_does_where_the_network_is_the_hosts() -> None:
