@@ -19,7 +19,7 @@ hosted := -std=gnu11 -O2 $(warnings)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deps test-vm lint lint-python lint-c bench bench-exec clean
+.PHONY: help demo test test-deps test-vm wheels test-wheels lint lint-python lint-c bench bench-exec clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,12 +38,20 @@ test-deps: ## install what the tests want from Debian, where that is allowed
 test-vm: $(VENV)/.test ## run the system tests in virtual machines; KERNEL=6.1, ARGS="--systemd"
 	$(python) tests/vm/run.py $(KERNEL:%=--kernel %) $(ARGS)
 
+wheels: $(VENV)/.wheels ## build the sdist and a wheel per platform into dist/, by ziglang
+	$(python) .ci/build_wheels.py $(ARGS)
+
+# In an environment of its own: nothing of this tree may be in the way of what is installed.
+test-wheels: $(VENV)/.wheels ## build, look at and install the wheels, on every Python there is
+	@.ci/test-deps wheels
+	$(python) -m pytest --timeout 1500 tests/wheels $(ARGS)
+
 lint: lint-python lint-c ## check format, types and warnings, with what is installed
 
 lint-python: $(VENV)/.lint
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m mypy container tests bench docs build_ffi.py .ci/syscall_table.py
+	$(python) -m mypy container tests bench docs build_ffi.py .ci
 
 lint-c:
 	$(call where,clang-format) clang-format --dry-run -Werror csrc/*.[ch] bench/*.c tests/*/*.c
@@ -70,6 +78,7 @@ clean: ## remove what the targets made
 $(VENV)/.demo: extras :=
 $(VENV)/.test: extras := test
 $(VENV)/.lint: extras := lint,test
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(sources)
+$(VENV)/.wheels: extras := wheels,test
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheels: $(sources)
 	.ci/make-venv $(VENV) $(extras)
 	@touch $@

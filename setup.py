@@ -3,6 +3,8 @@
 
 import os
 import shlex
+import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -60,7 +62,28 @@ def c_compiler() -> list[str]:
     return [word for word in command if not word.startswith("-")]
 
 
+def check_compiler() -> None:
+    """Before a traceback of distutils does: say what is missing, and how to do without."""
+    command = c_compiler()
+    if shutil.which(command[0]) is None:
+        sys.exit(
+            f"container: building from source needs a C compiler, and {command[0]!r} is not in"
+            " PATH. On Debian: apt-get install gcc libc6-dev python3-dev. CC names another one."
+            " A wheel needs none: pip install --only-binary container container"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        sys.exit(
+            f"container: building from source needs the headers of Python, and {header} is not"
+            " there. On Debian: apt-get install python3-dev"
+        )
+
+
 class BuildLauncher(build_ext):
+    def run(self) -> None:
+        check_compiler()
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         build_dir = Path(self.build_temp)
         build_dir.mkdir(parents=True, exist_ok=True)
@@ -81,8 +104,11 @@ def as_array(data: bytes) -> str:
     )
 
 
+# A free-threaded CPython has no limited API: its wheel is for that one version.
+LIMITED = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
+
 setup(
     cffi_modules=["build_ffi.py:ffibuilder"],
     cmdclass={"build_ext": BuildLauncher},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": LIMITED},
 )

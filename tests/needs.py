@@ -294,6 +294,7 @@ PT_INTERP = 3
 TOOLS = {
     "busybox": Tool(("true",), check=_check_static),
     "clang": Tool(),
+    "debootstrap": Tool(),
     "gcc": Tool(),
     "ip": Tool(("-V",)),
     "musl-gcc": Tool(),
@@ -302,6 +303,7 @@ TOOLS = {
     "newuidmap": Tool((), status=1, check=_check_privileged),
     "nft": Tool(),
     "podman": Tool(),
+    "qemu-aarch64-static": Tool(),
     "qemu-system-x86_64": Tool(),
     "readelf": Tool(),
     "strace": Tool(),
@@ -366,7 +368,7 @@ def own_cgroup() -> Path:
 # Running as the ordinary user -------------------------------------------------------------------
 
 
-def as_user_argv(argv: Iterable[str]) -> list[str]:
+def as_user_argv(argv: Iterable[str], directories: Iterable[str] = ()) -> list[str]:
     """What to execute so that the ordinary user runs `argv`, in a fresh process.
 
     An ordinary user stays who it is. Root becomes `ORDINARY_ID` without any group. Where the
@@ -374,10 +376,12 @@ def as_user_argv(argv: Iterable[str]) -> list[str]:
     a mount namespace of its own, in which an empty file system with just those directories, at
     the paths they always have, covers the closed one: the interpreter's paths are built into it,
     so a copy elsewhere would not do, and opening up the host's directory is not ours to do.
+    The same is done for `directories`.
     """
     if os.geteuid() != 0:
         return list(argv)
-    return [*_fresh_python(), "become", os.pathsep.join(python_directories()), *argv]
+    readable = os.pathsep.join([*python_directories(), *directories])
+    return [*_fresh_python(), "become", readable, *argv]
 
 
 def python_directories() -> list[str]:

@@ -77,11 +77,15 @@ def install(packages: Sequence[str]) -> None:
 
 
 class Archive:
-    """The packages of one Debian suite, fetched with apt state under `folder`."""
+    """The packages of one Debian suite, fetched with apt state under `folder`.
 
-    def __init__(self, suite: str, folder: Path) -> None:
+    Those for `architecture`, in Debian's words; None: for this host's.
+    """
+
+    def __init__(self, suite: str, folder: Path, architecture: str | None = None) -> None:
         self._folder = folder
         self._uri = archive_uri()
+        self._architecture = architecture
         for name in ("lists/partial", "archives/partial", "packages"):
             (folder / name).mkdir(parents=True)
         # With no package "installed", apt names everything that a kernel is made of.
@@ -111,7 +115,7 @@ class Archive:
             raise SetupError(f"cannot fetch {what} from {self._uri}: {WHY}") from error
 
     def _options(self) -> list[str]:
-        settings = {
+        settings: dict[str, str | Path] = {
             "Dir::Etc::sourcelist": self._folder / "sources",
             "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferences": "/dev/null",
@@ -124,6 +128,9 @@ class Archive:
             "Acquire::Retries": "3",
             "APT::Update::Error-Mode": "any",  # lists that cannot be fetched are no success
         }
+        if self._architecture is not None:
+            settings["APT::Architecture"] = self._architecture
+            settings["APT::Architectures"] = self._architecture
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
 
