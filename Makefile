@@ -19,7 +19,7 @@ hosted := -std=gnu11 -O2 $(warnings)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deps test-vm wheels test-wheels lint lint-python lint-c bench bench-exec clean
+.PHONY: help demo test test-deps test-vm docs wheels test-wheels lint lint-python lint-c bench bench-exec clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,11 +38,17 @@ test-deps: ## install what the tests want from Debian, where that is allowed
 test-vm: $(VENV)/.test ## run the system tests in virtual machines; KERNEL=6.1, ARGS="--systemd"
 	$(python) tests/vm/run.py $(KERNEL:%=--kernel %) $(ARGS)
 
+docs: $(VENV)/.docs ## build the documentation's pages into build/docs
+	$(python) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
 wheels: $(VENV)/.wheels ## build the sdist and a wheel per platform into dist/, by ziglang
 	$(python) .ci/build_wheels.py $(ARGS)
 
 # In an environment of its own: nothing of this tree may be in the way of what is installed.
-test-wheels: $(VENV)/.wheels ## build, look at and install the wheels, on every Python there is
+test-docs: $(VENV)/.docs ## build the documentation's pages into build/docs
+	$(python) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
+wheels: $(VENV)/.wheels ## build, look at and install the wheels, on every Python there is
 	@.ci/test-deps wheels
 	$(python) -m pytest --timeout 1500 tests/wheels $(ARGS)
 
@@ -78,7 +84,8 @@ clean: ## remove what the targets made
 $(VENV)/.demo: extras :=
 $(VENV)/.test: extras := test
 $(VENV)/.lint: extras := lint,test
+$(VENV)/.docs: extras := docs
 $(VENV)/.wheels: extras := wheels,test
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.wheels: $(sources)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.docs $(VENV)/.lint $(VENV)/.wheels: $(sources)
 	.ci/make-venv $(VENV) $(extras)
 	@touch $@

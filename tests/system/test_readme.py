@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What README.md and docs/asyncio.md show works as it stands there."""
+"""What README.md and the Python of docs/ show works as it stands there."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ SECONDS = 50
 class Block:
     """A fenced block of code."""
 
+    page: str
     language: str
     line: int
     text: str
 
     @property
     def name(self) -> str:
-        return f"{self.language}-line-{self.line}"
+        return f"{self.page}-{self.language}-line-{self.line}"
 
 
 def blocks_of(path: Path) -> list[Block]:
     text = path.read_text(encoding="utf-8")
     return [
-        Block(match[1], text.count("\n", 0, match.start()) + 2, match[2])
+        Block(path.stem, match[1], text.count("\n", 0, match.start()) + 2, match[2])
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ]
 
@@ -53,8 +54,8 @@ def parameters(blocks: list[Block]) -> list[object]:
 
 
 README = blocks_of(TREE / "README.md")
-PAGES = blocks_of(TREE / "docs" / "asyncio.md")
-PYTHON = [block for block in README + PAGES if block.language == "python"]
+DOCS = [block for path in sorted((TREE / "docs").glob("*.md")) for block in blocks_of(path)]
+PYTHON = [block for block in (*README, *DOCS) if block.language == "python"]
 SHELL = [block for block in README if block.language == "sh" and not made(block)]
 MAKE = [line for block in README if block.language == "sh" for line in made(block)]
 
@@ -71,7 +72,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def test_every_block_is_checked_by_one_of_these_tests() -> None:
     assert {block.language for block in README} == {"python", "sh", ""}
-    assert len(PYTHON) >= 3
+    assert len(PYTHON) >= 10
     assert len(SHELL) >= 2
     for block in README:
         if block.language == "sh" and made(block):
