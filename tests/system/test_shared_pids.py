@@ -498,9 +498,14 @@ def read(path):
 def is_newcomer(pid):
     try:
         with open(f"/proc/{pid}/comm") as file:
-            return file.read().startswith("container-launc")
+            if not file.read().startswith("container-launc"):
+                return False
     except OSError:
         return False
+    try:  # in the middle of execve it is the program already, but for its name
+        return "memfd:" in os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return True
 
 WAYS = {"mem": read, "environ": read, "maps": read, "auxv": read}
 WAYS |= dict.fromkeys(("root", "cwd", "exe", "ns/mnt"), os.readlink)
