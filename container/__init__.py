@@ -29,6 +29,9 @@ from container._config import (
     CPUResources,
     Device,
     ExecConfig,
+    Hook,
+    Hooks,
+    HookType,
     HostRoot,
     IDMapping,
     IOResources,
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from container._doctor import Check, Report, doctor
     from container._events import ContainerEvent, EventKind
     from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
+    from container._hooks import run_hooks
     from container._network._addresses import allocate_ip
     from container._network._files import write_hosts, write_resolv_conf
     from container._network._host import (
@@ -143,6 +147,7 @@ _LAZY = {
     "lease_ip": "_network._leases",
     "popen": "_oneshot",
     "run": "_oneshot",
+    "run_hooks": "_hooks",
     "setup_container_network": "_network._network",
     "setup_nat_for_bridge": "_network._host",
     "write_hosts": "_network._files",
@@ -181,7 +186,10 @@ __all__ = [
     "EventKind",
     "ExecConfig",
     "ExecProcess",
+    "Hook",
     "HookError",
+    "HookType",
+    "Hooks",
     "HostRoot",
     "IDMapping",
     "IOResources",
@@ -239,6 +247,7 @@ __all__ = [
     "popen",
     "port_mappings_from_strings",
     "run",
+    "run_hooks",
     "setup_container_network",
     "setup_nat_for_bridge",
     "write_hosts",

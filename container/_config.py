@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import STRICT, IntFlag, StrEnum
-from functools import partial, wraps
+from functools import partial
 from posixpath import normpath
 from signal import SIGTERM, Signals
 from stat import S_IFBLK, S_IFCHR
@@ -446,25 +446,6 @@ class _Checked:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # immutable to the bottom, like a str
-
-
-def _not_yet(*names: str) -> Callable[[type[_T]], type[_T]]:
-    """Parameters that the API promises and this version lacks: an error that names them."""
-
-    def decorate(cls: type[_T]) -> type[_T]:
-        init = cls.__init__
-
-        @wraps(init)
-        def checked_init(self: object, *args: object, **kwargs: object) -> None:
-            for name in names:
-                if name in kwargs:
-                    raise UnsupportedError("is not supported yet", field=name)
-            init(self, *args, **kwargs)
-
-        cls.__init__ = checked_init  # type: ignore[method-assign]
-        return cls
-
-    return decorate
 
 
 # Parts of a Config ----------------------------------------------------------------------------
@@ -1108,6 +1089,91 @@ class Resources(_Checked):
         )
 
 
+# Hooks ----------------------------------------------------------------------------------------
+
+
+class HookType(StrEnum):
+    """When a hook runs, by its name in the OCI runtime-spec: see `Hooks`."""
+
+    PRESTART = "prestart"
+    CREATE_RUNTIME = "createRuntime"
+    CREATE_CONTAINER = "createContainer"
+    START_CONTAINER = "startContainer"
+    POSTSTART = "poststart"
+    POSTSTOP = "poststop"
+
+
+def _hook_timeout(value: float | timedelta, field: str) -> float:
+    return parse_duration(value, field) or _fail(field, "must be more than 0; None is no limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Hook(_Checked):
+    """A program to run at a moment in the life of a container, with its state on stdin.
+
+    ``path`` is absolute; ``args`` are all of its arguments, the first one its own name, None is
+    the path alone. Its environment is ``env`` and nothing else. After ``timeout`` seconds (None:
+    never) it is killed with all that it has started, and has failed. So it has when it ends with
+    another status than 0. The repr has the names in ``env`` only.
+    """
+
+    path: Annotated[StrPath, _absolute]
+    args: Annotated[Sequence[StrPath] | None, _optional(_args)] = None
+    env: Annotated[Mapping[str, str] | None, _optional(_mapping("=\0"))] = None
+    timeout: Annotated[float | timedelta | None, _optional(_hook_timeout)] = None
+
+
+HookCall = Callable[["ContainerState"], object]
+
+
+def _outer_hook(value: "Hook | HookCall", field: str) -> "Hook | HookCall":
+    if isinstance(value, Hook) or (callable(value) and not isinstance(value, type)):
+        return value
+    _expected("Hook or a function", value, field)
+
+
+_OuterHooks = Annotated["Sequence[Hook | HookCall]", _sequence(_outer_hook)]
+_InnerHooks = Annotated[Sequence[Hook], _sequence(_instance(Hook))]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks(_Checked):
+    """What runs at which moment, each kind in its order (OCI runtime-spec, "Lifecycle").
+
+    ``prestart``, then ``create_runtime``: the namespaces are there, and what is mounted, but the
+    root is not entered yet; in the caller's namespaces. Then ``create_container``: at the same
+    moment, but in the container's namespaces, with all the rights of its root; paths are the
+    host's, and the working directory is the container's root. ``start_container``: after
+    `Container.start`, just before the program runs, in the container as that program, with its
+    user, limits, capabilities and filter; ``path`` is the container's. ``poststart``: when the
+    program runs, ``poststop``: when the container is gone; both in the caller's namespaces.
+
+    In the caller's namespaces a hook has the caller's rights, and may be a function that takes the
+    `ContainerState`. When one fails, those after it are left out, the container is undone and
+    `HookError` says why. All of ``poststop`` run whatever happened; what fails there is told at
+    last, by the `CleanupError` of `Container.destroy` or in the notes of an earlier error.
+    """
+
+    prestart: _OuterHooks = ()
+    create_runtime: _OuterHooks = ()
+    create_container: _InnerHooks = ()
+    start_container: _InnerHooks = ()
+    poststart: _OuterHooks = ()
+    poststop: _OuterHooks = ()
+
+    def of(self, hook_type: HookType) -> "Sequence[Hook | HookCall]":
+        """Those of one kind."""
+        hooks: Sequence[Hook | HookCall] = getattr(self, HookType(hook_type).name.lower())
+        return hooks
+
+    @property
+    def before_start(self) -> bool:
+        """Whether the container has to wait for any of them before its program runs."""
+        return bool(
+            self.prestart or self.create_runtime or self.create_container or self.start_container
+        )
+
+
 _DEFAULT_CAPABILITIES = Capabilities.default()
 _NO_NAMES = _FrozenMapping({})
 _NO_SHIFTS: Mapping[str, Any] = _Limits({})
@@ -1503,7 +1569,6 @@ _MOST_NETWORKS = 16
 # A container ----------------------------------------------------------------------------------
 
 
-@_not_yet("hooks")
 @dataclass(frozen=True, slots=True)
 class Config(_Checked):
     """What a container is made of; every default is the safe value.
@@ -1552,6 +1617,8 @@ class Config(_Checked):
 
     ``network`` connects it: a `NetworkConfig`, or several for an interface each. None: nothing but
     loopback in a new ``namespaces.net``.
+
+    ``hooks`` are programs and functions that run at moments of its life.
     """
 
     root: Annotated[StrPath | HostRoot | Overlay | None, _optional(_root)] = None
@@ -1584,10 +1651,12 @@ class Config(_Checked):
     time_offsets: Annotated[
         Mapping[str, float | timedelta], _mapping_of(_CLOCKS, "clock that can be shifted", _shift)
     ] = _NO_SHIFTS
+    hooks: Annotated[Hooks | None, _optional(_instance(Hooks))] = None
 
     def __post_init__(self) -> None:
         _Checked.__post_init__(self)
         self._check_namespaces()
+        self._check_hooks()
         for name in self.sysctl:
             kind = sysctl_namespace(sysctl_path(name))
             if getattr(self.namespaces, str(kind)) is not True:
@@ -1633,6 +1702,17 @@ class Config(_Checked):
         several = isinstance(self.network, Sequence)
         networks = cast(Any, self.network if several else (self.network,))
         return tuple(each for each in networks if each and each.mode == NetworkMode.BRIDGE)
+
+    def _check_hooks(self) -> None:
+        if self.hooks is None:
+            return
+        if self.hooks.start_container and self.seccomp is not None and self.seccomp.asks:
+            _fail("hooks.start_container", "cannot run under a filter with NOTIFY: nobody answers")
+        for name in ("apparmor_profile", "selinux_label"):
+            if self.hooks.create_container and getattr(self, name) is not None:
+                raise UnsupportedError(
+                    f"would run with the {name} of the container", field="hooks.create_container"
+                )
 
     @classmethod
     def default(cls) -> Self:
@@ -1994,6 +2074,7 @@ class Result:
 
 publish(CPUResources, MemoryResources, PidsResources, IOResources, Resources)
 publish(Join, Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
+publish(Hook, HookType, Hooks)
 publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
 publish(NetworkMode, NetworkConfig, PortMapping, port_mappings_from_strings)
 publish(Usage, Result)

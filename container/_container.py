@@ -19,8 +19,10 @@ from container._config import (
     Config,
     ContainerState,
     ExecConfig,
+    HookType,
     Process,
     Resources,
+    Result,
     SignalConfig,
     State,
     StrPath,
@@ -31,6 +33,7 @@ from container._config import (
 )
 from container._errors import (
     CgroupError,
+    CleanupError,
     ConfigError,
     ContainerError,
     ContainerTimeoutError,
@@ -41,6 +44,7 @@ from container._errors import (
 )
 from container._events import ContainerEvent, begin, follow
 from container._events import Watch as EventWatch
+from container._hooks import HookRunner
 from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
 from container._launcher import Child, StartFlag
 from container._limits import controllers_of, settings_of
@@ -119,6 +123,10 @@ class Container:
         self._members_lock = threading.Lock()
         self._destroyed = False
         self._connection: Connection | None = None
+        self._hooks = (
+            HookRunner(self.config.hooks, self._state_for_hooks) if self.config.hooks else None
+        )
+        self._owes_poststop = False
         self._created_at = datetime.now(UTC)
         self._started_at: datetime | None = None
         self._stopped_at: datetime | None = None
@@ -138,11 +146,39 @@ class Container:
         with self._lock:
             child = self._used_child()
             self._check_created(child)
-            pass_gate(child)
-            if child.failure is not None:
-                self._close_streams()
-                self._disconnect()
-            self._note_start(child)
+            child.start()
+            with self._undone(child):
+                self._go_on(child, created=False)
+                if child.failure is not None:
+                    self._close_streams()
+                self._note_start(child)
+                self._run_poststart(child)
+
+    def _go_on(self, child: Child, *, created: bool) -> None:
+        """Until its program runs, or, if that is wanted, it is ``created``: with its hooks."""
+        while not (child.started or child.over or (created and child.created)):
+            if child.hooks_at and self._hooks is not None:
+                self._hooks.run_at_step(child, self._plan)
+                self._check_alive()
+                child.start()
+            child.wait_news(None)
+            child.receive()
+
+    def _check_alive(self) -> None:
+        if self._destroyed:  # by a signal handler, meanwhile
+            raise StateError(f"container {self.id} was destroyed while it started")
+
+    @contextmanager
+    def _undone(self, child: Child) -> Iterator[None]:
+        """Whatever is raised in here undoes the container, with the hooks for its end."""
+        try:
+            yield
+        except BaseException as error:
+            child.kill()
+            self._close_streams()
+            self._disconnect()
+            self._note_poststop(error)
+            raise
 
     def _check_created(self, child: Child) -> None:
         if self._state(child) != State.CREATED:
@@ -154,16 +190,23 @@ class Container:
             raise explain(child.failure, self._plan)
         self._started_at = datetime.now(UTC)
 
+    def _run_poststart(self, child: Child) -> None:
+        if self._hooks is not None:
+            self._hooks.run(HookType.POSTSTART, State.RUNNING, child.pid)
+
     def run(self, process: Process, *, detach: bool = False) -> None:
         """Create and start; returns once the program runs.
 
-        Raises `LaunchError` naming the step that failed; nothing is left behind then.
+        Raises `LaunchError` naming the step that failed, `HookError` for a hook that did; nothing
+        is left behind then.
         """
         if detach:
             raise UnsupportedError("detached containers are not supported yet", field="detach")
         with self._lock:
-            self._create(process, StartFlag(0))
-            self._started_at = datetime.now(UTC)
+            child = self._create(process, StartFlag(0))
+            with self._undone(child):
+                self._note_start(child)
+                self._run_poststart(child)
 
     def _check_unused(self, process: Process) -> None:
         self._check_owner()
@@ -172,25 +215,24 @@ class Container:
         if self._destroyed or self._child is not None:
             raise StateError(f"container {self.id} was used before; make a new one")
 
-    def _create(self, process: Process, flags: StartFlag) -> None:
+    def _create(self, process: Process, flags: StartFlag) -> Child:
         self._check_unused(process)
         stdio = open_process_stdio(process)
         try:
             config = self._connect(process)
             gate = StartFlag.GATE if self._connection is not None else flags
             plan = make_plan(config, process, gate)
-            child = launch_plan(plan, stdio.child, stdio.pipes)
+            child = self._launch(plan, stdio)
             stdio.close_child_ends()
-            self._adopt(process, plan, child)
-            try:
+            with self._undone(child):
+                self._adopt(process, plan, child)
+                self._go_on(child, created=bool(gate & StartFlag.GATE))
+                self._refuse_failure(child, plan)
                 self._open_streams(stdio, child)
                 if self._connection is not None:
                     self._attach(child, self._connection, flags)
-                if self._destroyed:  # by a signal handler, meanwhile
-                    raise StateError(f"container {self.id} was destroyed while it started")
-            except BaseException:
-                child.kill()
-                raise
+                self._check_alive()
+            return child
         except BaseException:
             self._disconnect()
             raise
@@ -210,26 +252,77 @@ class Container:
             connection.attach(child.pid)
         if flags & StartFlag.GATE:
             return
-        pass_gate(child)
-        if child.failure is not None:
-            raise explain(child.failure, self._plan)
+        child.start()
+        self._go_on(child, created=False)
+        self._refuse_failure(child, self._plan)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.release()
 
+    def _launch(self, plan: Plan, stdio: Stdio) -> Child:
+        self._owes_poststop = self._hooks is not None
+        try:
+            return launch_plan(plan, stdio.child, stdio.pipes)
+        except BaseException as error:
+            self._note_poststop(error)
+            raise
+
     def _adopt(self, process: Process, plan: Plan, child: Child) -> None:
         """From here on it is this one's, or an error says why it is none."""
+        self._refuse_failure(child, plan)
+        if child.cgroup is not None:
+            name_group(child.cgroup, self.id)
+        self._process, self._plan, self._child = process, plan, child
+
+    def _refuse_failure(self, child: Child, plan: Plan) -> None:
         if child.failure is not None:
             child.close()
             raise explain(child.failure, plan)
         if child.exit is not None and child.exit.lost:
             child.close()
             raise launch_error("launcher", None, "the launcher died while it started the container")
-        if child.cgroup is not None:
-            name_group(child.cgroup, self.id)
-        self._process, self._plan, self._child = process, plan, child
+
+    # Hooks
+
+    def _state_for_hooks(self, status: State, pid: int | None) -> ContainerState:
+        """As it is told to a hook: what it will be is not known to its own state yet."""
+        return ContainerState(
+            id=self.id,
+            state=status,
+            pid=pid,
+            exit_code=self.exit_code if status == State.STOPPED else None,
+            created_at=self._created_at,
+            started_at=self._started_at,
+            stopped_at=self._stopped_at,
+        )
+
+    def _limit_hooks(self, deadline: float | None) -> None:
+        """How long those before the start may take, all in all (of `time.monotonic`)."""
+        if self._hooks is not None:
+            self._hooks.deadline = deadline
+
+    def _undo(self, error: BaseException) -> None:
+        """Destroy it for this reason, which stays the one that is told."""
+        try:
+            self.destroy()
+        except CleanupError as late:
+            for each in late.exceptions:
+                error.add_note(str(each))
+
+    def _run_poststop(self) -> list[Exception]:
+        """The hooks for its end, once; what failed."""
+        owed, self._owes_poststop = self._owes_poststop, False
+        return self._hooks.run_last() if owed and self._hooks is not None else []
+
+    def _finish_hooks(self) -> None:
+        if errors := self._run_poststop():
+            raise CleanupError(f"hooks of container {self.id} failed", errors)
+
+    def _note_poststop(self, error: BaseException) -> None:
+        for each in self._run_poststop():
+            error.add_note(str(each))
 
     def _open_streams(self, stdio: Stdio, child: Child) -> None:
         stdio.add_terminal(child)
@@ -519,7 +612,10 @@ class Container:
         return _files.enter(child, self.id)
 
     def destroy(self) -> None:
-        """Kill every process of the container and give everything back. Idempotent."""
+        """Kill every process of the container and give everything back. Idempotent.
+
+        `CleanupError` when hooks for its end failed; it is gone all the same.
+        """
         if os.getpid() != self._owner:
             return  # a fork's copy: the container is the parent's
         with self._lock:
@@ -535,6 +631,7 @@ class Container:
                     if self._host is not None:
                         self._host.lines.close()
                     self._disconnect()
+                self._finish_hooks()
 
     def __enter__(self) -> Self:
         return self
@@ -616,7 +713,22 @@ class Container:
         """The command of a running container, as `popen` hands it out with its streams."""
         streams = {name: stream for name in NAMES if (stream := getattr(self, name)) is not None}
         self.stdin = self.stdout = self.stderr = None
-        return ExecProcess(self._used_child(), conversation, Stdio(), self.destroy, streams)
+        at_end = self.destroy if self._owes_poststop else None
+        return ExecProcess(
+            self._used_child(), conversation, Stdio(), self.destroy, streams, at_end=at_end
+        )
+
+    def _take_output(
+        self, conversation: Conversation, data: bytes, deadline: float | None
+    ) -> Result | None:
+        """Hold the command of a running container to its end."""
+        fds = {}
+        for name in NAMES:
+            if (stream := getattr(self, name)) is not None:
+                fds[name] = os.dup(stream.fileno())
+        self._close_streams()
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        return conversation.hold(self._used_child(), fds, data, left)
 
     def _state(self, child: Child) -> State:
         child.receive()

@@ -18,7 +18,7 @@
     │   ├── CgroupNotFoundError
     │   └── ControllerNotEnabledError               .controller .holder .remedy
     ├── NetworkError
-    ├── HookError
+    ├── HookError                                   .hook_type .hook .returncode .output .timed_out
     ├── UnsupportedError                            .field .detail
     └── CleanupError (ExceptionGroup)               .exceptions
 
@@ -229,7 +229,30 @@ class NetworkError(ContainerError):
 
 
 class HookError(ContainerError):
-    """A hook failed or did not end in time."""
+    """A hook failed or did not end in time.
+
+    ``hook_type`` is the kind (a `HookType`), ``hook`` the path or the name of the function,
+    ``returncode`` the exit status, -N for a signal, None for what was not run or is a function;
+    ``output`` is what it wrote at last to stdout and stderr, ``timed_out`` whether it was killed
+    for taking too long.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hook_type: str = "",
+        hook: str = "",
+        returncode: int | None = None,
+        output: bytes = b"",
+        timed_out: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.hook_type = hook_type
+        self.hook = hook
+        self.returncode = returncode
+        self.output = output
+        self.timed_out = timed_out
 
 
 class UnsupportedError(ContainerError):

@@ -72,6 +72,7 @@ class StartFlag(IntFlag):
     TERMINAL = lib.START_TERMINAL
     STREAMS = lib.START_STREAMS
     FILTER_AHEAD = lib.START_FILTER_AHEAD
+    HOOKS = lib.START_HOOKS
 
 
 _MFD_EXEC = 0x10
@@ -88,6 +89,7 @@ _KIND = socket.SOCK_SEQPACKET
 _OUTPUTS = ("stdout", "stderr")
 _MOST_LINES = 4  # that wait, of a container
 _STARTED: Final[int] = lib.REPORT_STARTED
+_OF_HOOKS = (lib.REPORT_HOOKS, lib.REPORT_HOOK)
 _ENDS: Final = (lib.REPORT_EXITED, lib.REPORT_FAILED)
 TRIES = 8  # of launchers that are being killed while they are asked
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
@@ -95,7 +97,7 @@ _ANSWER: Final[Any] = ffi.typeof("struct answer *")
 MAX_INLINE: Final[int] = lib.MAX_INLINE
 _FDS_PER_MESSAGE: Final[int] = lib.MAX_FDS
 # Namespaces that one thread can leave without its process: names in /proc/PID/ns.
-_NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup")
+OWN_NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup")
 _THREAD_NAMESPACES = {
     "mnt": 0x20000,
     "net": 0x40000000,
@@ -175,6 +177,7 @@ class StartRequest:
     clocks: bytes = b""  # of /proc/PID/timens_offsets
     map_programs: Sequence[Sequence[str]] = ((), ())  # for uids and gids: see _ids.map_program
     terminal_size: tuple[int, int] | None = None  # with StartFlag.TERMINAL: rows, columns
+    is_hook: bool = False
     _kept: tuple[object, bytes] | None = None
 
     def encode(
@@ -328,7 +331,7 @@ def encode_start(
         "struct setting[]",
         [(blob.string(each.file), blob.string(each.value), each.optional, 0) for each in settings],
     )
-    op, join = lib.REQUEST_START, Join(0, "")
+    op, join = lib.REQUEST_HOOK if request.is_hook else lib.REQUEST_START, Join(0, "")
     if request.join is not None:
         op, join = lib.REQUEST_EXEC, request.join
     new_root = blob.string(join.root)
@@ -414,6 +417,14 @@ class Failure:
     oom_kills: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class HookEnd:
+    """What became of a hook inside a container that is being made."""
+
+    returncode: int
+    failure: Failure | None  # it was not run
+
+
 class Lines:
     """The channels of commands in a container that have ended: csrc/line.c. Thread-safe."""
 
@@ -464,6 +475,8 @@ class Child:
     _word: int | None = None  # a pipe by which it tells itself that it runs
     created = False
     started = False
+    hooks_at = ""  # the step at which it waits for hooks, and then for `start`
+    hook_end: HookEnd | None = None  # of the last hook that was sent
     exit: Exit | None = None
     failure: Failure | None = None
     _users = 0
@@ -563,10 +576,10 @@ class Child:
             self.launcher.meet_guard(report.value)
         elif kind == lib.REPORT_CREATED:
             self.created = True
+        elif kind in _OF_HOOKS:
+            self._take_hook(report)
         elif kind == lib.REPORT_FAILED and not self.started:
-            step = STEPS.get(report.step, "launcher")
-            oom_kills = _known(report.oom_kills)
-            self.failure = Failure(step, report.error, report.row, report.value, oom_kills)
+            self.failure = _failure(report)
         elif kind in _ENDS:  # or killed at the last moment before it ran
             self.exit = Exit(
                 os.waitstatus_to_exitcode(report.wait_status),
@@ -577,6 +590,13 @@ class Child:
                 pids_peak=_known(report.pids_peak),
                 oom_kills=_known(report.oom_kills),
             )
+
+    def _take_hook(self, report: Any) -> None:
+        if report.kind == lib.REPORT_HOOKS:
+            self.hooks_at = STEPS[report.step]
+            return
+        failure = _failure(report) if report.error else None
+        self.hook_end = HookEnd(os.waitstatus_to_exitcode(report.wait_status), failure)
 
     def _lose(self) -> None:
         # The launcher is gone, and with it by their death signal its children; one that took
@@ -611,11 +631,30 @@ class Child:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
                 raise
 
+    @property
+    def lock(self) -> threading.RLock:
+        """Held while a report is taken in, and while `on_report` is told of it."""
+        return self._lock
+
     def signal(self, number: int) -> None:
         self.command(lib.COMMAND_SIGNAL, number)
 
     def start(self) -> None:
+        """Let it go on from where it waits."""
+        self.hooks_at = ""
         self.command(lib.COMMAND_START)
+
+    def run_hook(self, request: bytes, stdio: Sequence[int]) -> None:
+        """Have it run a hook inside, while it waits for them; `hook_end` tells of its end."""
+        self.hook_end = None
+        memfd = _seal_request(request)
+        try:
+            command = ffi.new("struct command *", (lib.COMMAND_HOOK, len(request)))
+            send_fds(self.channel, bytes(ffi.buffer(command)), [memfd, *stdio])
+        except ConnectionError:
+            pass  # its end is on its way to us
+        finally:
+            os.close(memfd)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal, and by SIGWINCH the program in front of that; not after its end."""
@@ -705,6 +744,11 @@ class Child:
         """Our ends of its output and errors, which are the taker's from then on."""
         fds, self.streams = self.streams, {}
         return dict(fds)
+
+
+def _failure(report: Any) -> Failure:
+    step = STEPS.get(report.step, "launcher")
+    return Failure(step, report.error, report.row, report.value, _known(report.oom_kills))
 
 
 def _known(number: int) -> int | None:
@@ -829,7 +873,7 @@ class Launcher:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._lock = threading.RLock()
         self._root = os.stat("/")[1:3]
-        self._namespaces = {name: _namespace(name) for name in _NAMESPACES}
+        self._namespaces = {name: _namespace(name) for name in OWN_NAMESPACES}
         try:
             self.pid = self._spawn(theirs)
             self.pidfd = open_pidfd(self.pid)
@@ -1362,7 +1406,7 @@ def _attempt(
     if request.flags & StartFlag.QUIET or not wait:
         return child
     try:
-        while not (child.created or child.started or child.over):
+        while not (child.created or child.hooks_at or child.started or child.over):
             child.wait_news(None)
             child.receive()
     except BaseException:
@@ -1467,16 +1511,20 @@ def join_foreign(
     request: StartRequest,
     stdio: Sequence[int],
     *,
-    pidfd: int,
+    pidfd: int | None,
     namespaces: tuple[str, ...],
     deadline: float | None = None,
 ) -> Child:
-    """As above in those of any process; ``namespaces`` are those of the caller that it keeps."""
+    """As above in those of any process; ``namespaces`` are those of the caller that it keeps.
+
+    None is for a hook, which keeps them all.
+    """
     data = encode_start(request, ((), ()), (), by_fd=True)
+    sources = () if pidfd is None else (pidfd,)
     for _ in range(TRIES):
         launcher = _get(namespaces)
         with suppress(_Gone):
-            child = _await_start(launcher.start(data, (pidfd,), stdio), deadline)
+            child = _await_start(launcher.start(data, sources, stdio), deadline)
             if not child.must_retry():
                 return child
             child.close()

@@ -287,6 +287,8 @@ def _run(
 ) -> Result:
     """One container without the objects of one: its end is all that is waited for."""
     process = planner.process
+    if planner.config.hooks is not None:
+        return _run_with_hooks(planner, conversation, data, limit)
     if planner.config.network is not None and planner.config.bridges:
         return _run_connected(planner, conversation, data, limit)
     for _ in range(TRIES):
@@ -305,6 +307,23 @@ def _run(
             raise explain(child.failure, plan)
         replace_launcher(child)
     raise launcher_lost()
+
+
+def _run_with_hooks(
+    planner: Planner, conversation: Conversation, data: bytes, limit: float | None
+) -> Result:
+    box = Container(planner.config)
+    deadline = None if limit is None else conversation.began + limit
+    box._limit_hooks(deadline)
+    try:
+        box.run(planner.process)
+        result = box._take_output(conversation, data, deadline)
+    except BaseException as error:
+        box._undo(error)
+        raise
+    box.destroy()
+    assert result is not None, "it had started, so it has ended"
+    return result
 
 
 def _run_connected(

@@ -166,6 +166,9 @@ def make_plan(config: Config, process: Process, flags: StartFlag) -> Plan:
 
 def _make_plan(config: Config, process: Process, flags: StartFlag, caller: _Caller) -> Plan:
     config = _resolve_upper(config)
+    if config.hooks is not None:
+        flags |= StartFlag.HOOKS if config.hooks.before_start else StartFlag(0)
+        config = replace(config, hooks=None)  # functions are not remembered
     account = look_up(process.user, config)
     ranges = None
     own = caller.euid != 0 and config.namespaces.user is True and not config.uid_mappings
@@ -422,7 +425,7 @@ def _may_share_memory(flags: StartFlag, clone_flags: int) -> bool:
     # process that shares memory cannot enter before Linux 6.3.
     # Nor in a control group: out of memory would end all that share it.
     unfit = StartFlag.OOM_SCORE | StartFlag.GATE | StartFlag.LOCK_MOUNTS | StartFlag.DENY_SETGROUPS
-    unfit |= StartFlag.CGROUP
+    unfit |= StartFlag.CGROUP | StartFlag.HOOKS
     return not (flags & unfit or clone_flags & _CLONE_NEWTIME)
 
 
@@ -586,9 +589,11 @@ _DETAILS = {
     "session": "cannot start a session with a keyring of its own",
     "setup-ids": "cannot become root of the user namespace",
     "network": "cannot raise the loopback interface",
+    "create-hooks": "cannot run hooks before it enters its root",
     "pivot": "cannot make the new root the root",
     "lock-mounts": "cannot lock the flags of the mounts",
     "gate": "the container ended before it was started",
+    "start-hooks": "cannot run hooks before the program",
     "bounding": "cannot drop capabilities from the bounding set",
     "capabilities": "cannot set the capabilities",
     "landlock": "cannot confine it by Landlock",

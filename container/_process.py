@@ -214,11 +214,14 @@ class ExecProcess:
         ends: Stdio,
         destroy: Callable[[], None],
         streams: Mapping[str, IO[bytes]] = MappingProxyType({}),
+        *,
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         self.args = conversation.args
         self._conversation = conversation
         self._child = child
         self._destroy = destroy
+        self._at_end = at_end  # once its end was seen
         self._text = conversation.text
         self._owner = os.getpid()
         self.pid = child.pid
@@ -331,6 +334,7 @@ class ExecProcess:
             left = None if deadline is None else deadline - monotonic()
             if not self._child.wait_news(left) and left is not None and left <= 0:
                 self._child.kill()
+                self._note_end()
                 self._conversation.conclude(self._child, {}, limit)
             self._child.receive()
         return self._finish()
@@ -351,6 +355,7 @@ class ExecProcess:
             result = self._ran(self._conversation.hold(self._child, self._take_fds(), data, limit))
         finally:
             self._stop_timer()
+            self._note_end()
         return result.stdout, result.stderr
 
     def _take_fds(self) -> dict[str, int]:
@@ -412,11 +417,17 @@ class ExecProcess:
     def _finish(self) -> int:
         self._stop_timer()
         self._child.close()
+        self._note_end()
         end = self._child.exit
         if end is not None and not end.lost and self._conversation.expired is None:
             self._noticed = self._noticed or monotonic()  # the rest is for who asks
             return end.returncode
         return self._ran(self._conversation.conclude(self._child, {}, None)).returncode
+
+    def _note_end(self) -> None:
+        at_end, self._at_end = self._at_end, None
+        if at_end is not None:
+            at_end()
 
     def _ran(self, result: Result | None) -> Result:
         assert result is not None, "it had started, so it has ended"

@@ -12,11 +12,11 @@ from select import POLLIN, POLLOUT, poll
 from sys import byteorder
 from termios import FIONREAD
 from time import monotonic
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from container._config import DEVNULL, PIPE, STDOUT, ExecConfig, Process
 from container._errors import ConfigError
-from container._launcher import Child, above_stdio, milliseconds, wait_readable
+from container._launcher import Child, Socket, above_stdio, milliseconds, wait_readable
 
 _CHUNK = 1 << 16  # bytes per read or write: what a pipe holds
 _MOST_IN_TERMINAL = 1 << 17  # bytes that can be on their way through one, and then some
@@ -302,6 +302,17 @@ def _rotate(ring: memoryview, first: int) -> None:
 Sink = Callable[[bytes], object]
 
 
+class Reporter(Protocol):
+    """Of whose end the launcher tells by a channel: a `Child`, or a hook that one runs."""
+
+    channel: Socket
+
+    @property
+    def over(self) -> bool: ...
+
+    def receive(self) -> bool: ...
+
+
 class Exchange:
     """Feed and drain a child's pipes until it has ended, all in the calling thread.
 
@@ -311,7 +322,7 @@ class Exchange:
     """
 
     def __init__(
-        self, child: Child, ours: dict[str, int], sinks: Mapping[str, Sink], data: bytes
+        self, child: Reporter, ours: dict[str, int], sinks: Mapping[str, Sink], data: bytes
     ) -> None:
         self._child = child
         self._ours = ours

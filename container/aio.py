@@ -19,9 +19,10 @@ What waits for a container is awaited: `run`, `popen`; ``create``, ``start``, ``
 
 There is no thread for a container and no polling: the loop watches a file descriptor for each.
 What works on files (``pause`` to ``open_file`` above, and a kill of all that a command has started)
-is done by a thread of the loop's default executor, for as long as that takes. Cancelling whoever
-awaits a `run`, a ``communicate`` or a start kills that container or command before the cancellation
-goes on, as do ``asyncio.timeout`` and Ctrl-C; a cancelled ``wait`` lets it live.
+is done, and hooks are run, by a thread of the loop's default executor, for as long as that takes.
+Cancelling whoever awaits a `run`, a ``communicate`` or a start kills that container or command
+before the cancellation goes on, as do ``asyncio.timeout`` and Ctrl-C; a cancelled ``wait`` lets it
+live.
 
 An object belongs to the loop that it was made in. Several loops may be used, each in a thread of
 its own, and loops other than asyncio's own that have its ``add_reader``. For anything else, such as
@@ -33,6 +34,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from secrets import token_hex
 from signal import SIGCONT, SIGKILL
 from time import monotonic
@@ -62,6 +64,7 @@ from container._config import (
     parse_tty_size,
 )
 from container._errors import (
+    CleanupError,
     CommandError,
     ConfigError,
     ContainerTimeoutError,
@@ -94,15 +97,18 @@ __all__ = ["Container", "ExecProcess", "popen", "run"]
 
 
 async def _guarded(watch: Watch, *, started: bool = False, deadline: float | None = None) -> None:
-    """Until a child has been created, has started, or is over, which it is at ``deadline``; what
-    cancels that kills it.
+    """Until a child has been created, waits for hooks, has started, or is over, which it is at
+    ``deadline``; what cancels that kills it.
     """
     child = watch.child
+
+    def is_there() -> bool:
+        waits = bool(child.hooks_at) or (child.created and not started)
+        return waits or child.started or child.over
+
     left = None if deadline is None else deadline - monotonic()
     async with watch:
-        if not await watch.until(
-            lambda: (child.created and not started) or child.started or child.over, left
-        ):
+        if not await watch.until(is_there, left):
             await watch.kill()
 
 
@@ -170,6 +176,11 @@ async def run(
         *((text, encoding, errors), tty),
     )
     process = planner.process
+    if planner.config.hooks is not None:
+        ended = await _run_with_hooks(planner, conversation, input, limit)
+        if check and ended.returncode != 0:
+            raise CommandError(ended)
+        return ended
     if planner.config.network is not None and planner.config.bridges:
         connected = await _run_connected(planner, conversation, data, limit)
         if check and connected.returncode != 0:
@@ -198,6 +209,25 @@ async def run(
             raise explain(child.failure, plan)
         replace_launcher(child)
     raise launcher_lost()
+
+
+async def _run_with_hooks(
+    planner: Planner, conversation: Conversation, data: bytes | str | None, limit: float | None
+) -> Result:
+    box = Container(planner.config)
+    deadline = None if limit is None else conversation.began + limit
+    box._box._limit_hooks(deadline)
+    try:
+        await box.run(planner.process)
+        process = box._as_process(conversation)
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        await process.communicate(data, left)
+    except BaseException as error:
+        await box._undo(error)
+        raise
+    await box.destroy()
+    assert process.result is not None, "it had started, so it has ended"
+    return process.result
 
 
 async def _run_connected(
@@ -355,8 +385,15 @@ class ExecProcess:
         if not await self._watch.until(self._watch.is_over, limit):
             await self._watch.kill()
             self._close()
+            await self._end_box()
             self._conversation.conclude(self._child, {}, limit)
+        await self._end_box()
         return self._finish()
+
+    async def _end_box(self) -> None:
+        """The container, where hooks have to run at its end."""
+        if self._box is not None and self._box._box._owes_poststop:
+            await self._box.destroy()
 
     async def communicate(
         self, input: bytes | str | None = None, timeout: float | timedelta | None = None
@@ -377,6 +414,7 @@ class ExecProcess:
                 result = await _hold(self._watch, self._conversation, fds, b"", limit, begun)
         finally:
             self._close()
+            await self._end_box()
         assert result is not None, "it had started, so it has ended"
         self._note(result)
         return result.stdout, result.stderr
@@ -450,6 +488,7 @@ class ExecProcess:
             finally:
                 self._close()
                 self._streams.close()
+                await self._end_box()
 
     def __repr__(self) -> str:
         return f"<ExecProcess {list(self.args)!r} returncode={self.returncode}>"
@@ -514,17 +553,79 @@ class Container:
         watch = self._used()
         self._box._check_created(watch.child)
         watch.child.start()
-        await _guarded(watch, started=True)
-        if watch.child.failure is not None:
-            self._close()
-        self._box._note_start(watch.child)
+        try:
+            await _guarded(watch, started=True)
+            await self._go_on(watch, created=False)
+            if watch.child.failure is not None:
+                self._close()
+            self._box._note_start(watch.child)
+            await self._run_poststart(watch)
+        except BaseException as error:
+            await self._undo_start(watch, error)
+            raise
+
+    # Hooks: by a thread, for functions among them would hold the loop up
+
+    async def _go_on(self, watch: Watch, *, created: bool) -> None:
+        """Until its program runs, or, if that is wanted, it is ``created``: with its hooks."""
+        child, box = watch.child, self._box
+        while child.hooks_at and box._hooks is not None:
+            await self._in_thread(partial(box._hooks.run_at_step, child, box._plan))
+            box._check_alive()
+            child.start()
+            await _guarded(watch, started=not created)
+
+    async def _run_poststart(self, watch: Watch) -> None:
+        if self.config.hooks is not None and self.config.hooks.poststart:
+            await self._in_thread(partial(self._box._run_poststart, watch.child))
+
+    async def _in_thread(self, run: Callable[[], None], *, to_the_end: bool = False) -> None:
+        """Cancelled, kill the hook that runs, or let it and the others run ``to_the_end``."""
+        future = asyncio.get_running_loop().run_in_executor(None, run)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if self._box._hooks is not None and not to_the_end:
+                    self._box._hooks.cancel()
+        if cancelled is not None:
+            future.exception()  # it was asked for, so nobody is told
+            raise cancelled
+        future.result()
+
+    async def _undo_start(self, watch: Watch, error: BaseException) -> None:
+        if isinstance(error, GeneratorExit):  # the loop is gone: nothing can be awaited any more
+            watch.close()
+            return
+        await watch.kill()
+        self._close()
+        await self._note_poststop(error)
+
+    async def _note_poststop(self, error: BaseException) -> None:
+        if self._box._owes_poststop and not isinstance(error, GeneratorExit):
+            await self._in_thread(partial(self._box._note_poststop, error), to_the_end=True)
+
+    async def _undo(self, error: BaseException) -> None:
+        """Destroy it for this reason, which stays the one that is told."""
+        try:
+            await self.destroy()
+        except CleanupError as late:
+            for each in late.exceptions:
+                error.add_note(str(each))
 
     async def run(self, process: Process, *, detach: bool = False) -> None:
         """Create and start; returns once the program runs."""
         if detach:
             raise UnsupportedError("detached containers are not supported yet", field="detach")
         watch = await self._create(process, StartFlag(0))
-        self._box._note_start(watch.child)
+        try:
+            self._box._note_start(watch.child)
+            await self._run_poststart(watch)
+        except BaseException as error:
+            await self._undo_start(watch, error)
+            raise
 
     async def _create(self, process: Process, flags: StartFlag) -> Watch:
         self._box._check_unused(process)
@@ -555,16 +656,27 @@ class Container:
         def note(watch: Watch) -> None:
             self._watch = watch  # for destroy()
 
-        made, watch = await _launch(plan, stdio, note=note)
-        async with watch:
-            box._check_unused(process)
-            stdio.close_child_ends()
-            box._adopt(process, made, watch.child)
-            self._streams = Streams(watch, stdio)
-            if box._connection is not None:
-                await _attach(watch, box._connection, start=not flags & StartFlag.GATE)
-                if watch.child.failure is not None:
-                    raise explain(watch.child.failure, made)
+        box._owes_poststop = box._hooks is not None
+        try:
+            made, watch = await _launch(plan, stdio, note=note)
+        except BaseException as error:
+            await self._note_poststop(error)
+            raise
+        try:
+            async with watch:
+                box._check_unused(process)
+                stdio.close_child_ends()
+                box._adopt(process, made, watch.child)
+                await self._go_on(watch, created=bool(gate & StartFlag.GATE))
+                box._refuse_failure(watch.child, made)
+                self._streams = Streams(watch, stdio)
+                if box._connection is not None:
+                    await _attach(watch, box._connection, start=not flags & StartFlag.GATE)
+                    await self._go_on(watch, created=False)
+                    box._refuse_failure(watch.child, made)
+        except BaseException as error:
+            await self._note_poststop(error)
+            raise
         return watch
 
     async def wait(self, timeout: float | timedelta | None = None) -> int:
@@ -648,11 +760,16 @@ class Container:
         self._box._destroyed = True
         if self._watch is None:
             return
+        await self._end(self._watch)
+        if self._box._owes_poststop and not self._starting:  # else who starts it does that
+            await self._in_thread(self._box._finish_hooks, to_the_end=True)
+
+    async def _end(self, watch: Watch) -> None:
         members = self._members
         try:
-            await self._watch.kill()
+            await watch.kill()
             # Dead, like all in the container: their end is on its way.
-            await self._watch.surely(lambda: all(member.child.over for member in members))
+            await watch.surely(lambda: all(member.child.over for member in members))
         finally:
             for member in members:
                 member.close()

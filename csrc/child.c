@@ -337,7 +337,7 @@ static long lock_mounts(struct child *child)
 static long wait_at_gate(struct child *child)
 {
     struct message message;
-    uint8_t byte = 0;
+    uint8_t byte = CHILD_CREATED;
     long result;
     if ((child->start->flags & START_GATE) == 0)
         return 0;
@@ -592,9 +592,11 @@ static const struct child_step CHILD_SEQUENCE[] = {
     {STEP_HOSTNAME, set_hostname},
     {STEP_FILESYSTEM, make_filesystem},
     {STEP_TERMINAL, take_terminal},
+    {STEP_CREATE_HOOKS, create_hooks},
     {STEP_PIVOT, enter_root},
     {STEP_LOCK_MOUNTS, lock_mounts},
     {STEP_GATE, wait_at_gate},
+    {STEP_START_HOOKS, start_hooks},
     {STEP_RLIMITS, set_rlimits},
     {STEP_SECCOMP_EARLY, filter_early},
     {STEP_BOUNDING, drop_bounding},

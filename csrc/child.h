@@ -33,6 +33,10 @@ long place_fds(struct child *child);
 long confine_by_rules(struct child *child);
 long execute(struct child *child);
 
+/* hooks.c */
+long create_hooks(struct child *child);
+long start_hooks(struct child *child);
+
 /* listener.c */
 long load_with_listener(struct child *child, const struct sock_fprog *program);
 

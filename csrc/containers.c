@@ -134,7 +134,7 @@ void report_progress(struct container *container, enum report_kind kind)
 }
 
 /* What belongs to the caller goes on to it: we keep no copy, which would hold up a hangup. */
-static void take_fd(struct container *container, enum child_fd kind)
+static void take_fd(struct container *container, enum child_word kind)
 {
     struct report report = {.kind = kind == CHILD_LISTENER ? REPORT_LISTENER : REPORT_TERMINAL,
                             .row = -1};
@@ -148,6 +148,33 @@ static void take_fd(struct container *container, enum child_fd kind)
     close_fds(launcher.message.fds, launcher.message.fd_count);
 }
 
+static void report_hook(const struct container *container, const struct progress *hook,
+                        uint32_t status)
+{
+    struct report report = {.kind = REPORT_HOOK,
+                            .step = hook->step,
+                            .error = hook->error,
+                            .row = hook->row,
+                            .value = hook->value,
+                            .wait_status = status};
+    send_report(container->channel, &report, -1);
+}
+
+static void take_byte(struct container *container, enum child_word word)
+{
+    const struct arena *arena = container->arena;
+    struct report report = {.kind = REPORT_HOOKS, .step = arena->progress.step, .row = -1};
+    if (word == CHILD_HOOK) {
+        report_hook(container, &arena->child.hook, arena->child.hook_status);
+    } else if (word == CHILD_HOOKS) {
+        container->at_hooks = 1;
+        send_report(container->channel, &report, -1);
+    } else if (container->phase == PHASE_STARTING) {
+        report_progress(container, REPORT_CREATED);
+        container->phase = PHASE_CREATED;
+    }
+}
+
 /* What the child says before it has become the program; -EAGAIN: nothing, for now. */
 static long take_word(struct container *container)
 {
@@ -156,12 +183,10 @@ static long take_word(struct container *container)
     long result = receive_message(container->sync, &byte, 1, MSG_DONTWAIT, message);
     if (result < 0)
         return result;
-    if (message->fd_count > 0) {
+    if (message->fd_count > 0)
         take_fd(container, byte);
-    } else if (container->phase == PHASE_STARTING) {
-        report_progress(container, REPORT_CREATED);
-        container->phase = PHASE_CREATED;
-    }
+    else
+        take_byte(container, byte);
     return 0;
 }
 
@@ -199,6 +224,33 @@ static void signal_payload(const struct container *container, int signal)
     (void)sys(NR_PIDFD_SEND_SIGNAL, pidfd, signal, 0, 0); /* or it is dead already */
 }
 
+/* Its child runs it: one that has never had, nor gets here, more rights than the caller has. */
+static void pass_hook(const struct container *container, uint32_t size)
+{
+    struct message *message = &launcher.message;
+    struct progress failure = {.step = STEP_RIGHTS, .row = -1};
+    long result = check_rights(launcher.caller);
+    if (result == 0) {
+        failure.step = STEP_REQUEST;
+        result = container->at_hooks && message->fd_count == HOOK_FDS ? 0 : -EINVAL;
+    }
+    if (result == 0)
+        result = send_message(container->sync, &size, sizeof size, message->fds, HOOK_FDS);
+    failure.error = (int32_t)-result;
+    if (result < 0)
+        report_hook(container, &failure, 0);
+}
+
+static void let_go_on(struct container *container)
+{
+    if (!container->at_hooks && container->phase != PHASE_CREATED)
+        return;
+    if (!container->at_hooks)
+        container->phase = PHASE_STARTING;
+    container->at_hooks = 0;
+    (void)send_message(container->sync, "", 1, 0, 0); /* fails if it died: SIGCHLD tells */
+}
+
 void handle_channel(struct container *container)
 {
     struct command command = {0, 0};
@@ -209,7 +261,9 @@ void handle_channel(struct container *container)
     }
     result = receive_message(container->channel, &command, sizeof command, MSG_DONTWAIT,
                              &launcher.message);
-    close_fds(launcher.message.fds, launcher.message.fd_count); /* no command has any */
+    if (result == 0 && command.op == COMMAND_HOOK)
+        pass_hook(container, (uint32_t)command.value);
+    close_fds(launcher.message.fds, launcher.message.fd_count);
     if (result == -EAGAIN || result == -E2BIG) /* nothing, or nothing that we know */
         return;
     if (result < 0) { /* nobody holds the other end any more */
@@ -217,8 +271,8 @@ void handle_channel(struct container *container)
         kill_container(container, SIGKILL);
     } else if (command.op == COMMAND_SIGNAL) {
         signal_payload(container, command.value);
-    } else if (command.op == COMMAND_START && container->phase == PHASE_CREATED) {
-        (void)send_message(container->sync, "", 1, 0, 0); /* fails if it died: SIGCHLD tells */
+    } else if (command.op == COMMAND_START) {
+        let_go_on(container);
     }
 }
 

@@ -253,7 +253,7 @@ static long find_target(struct arena *arena, struct container **ret_container)
     child->successor = 0;
     child->join = start->clone_flags;
     if (start->target == 0) {
-        child->target = arena->request.sources[0];
+        child->target = start->source_count > 0 ? arena->request.sources[0] : 0; /* a hook: none */
     } else {
         container = find_container(start->target);
         if (container == NULL)

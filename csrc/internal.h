@@ -65,8 +65,17 @@ struct filesystem {
     const struct row *late_row;
 };
 
-/* What a child sends along with an fd. */
-enum child_fd { CHILD_LISTENER = 1, CHILD_PAYLOAD, CHILD_TERMINAL };
+/* What a child says to the launcher before it is a program: the first ones with an fd. */
+enum child_word {
+    CHILD_LISTENER = 1,
+    CHILD_PAYLOAD,
+    CHILD_TERMINAL,
+    CHILD_CREATED,
+    CHILD_HOOKS, /* it waits for hooks */
+    CHILD_HOOK   /* one of them has ended: see `struct child` */
+};
+
+enum { HOOK_FDS = 1 + STDIO_COUNT }; /* of COMMAND_HOOK */
 
 struct child {
     const struct request *request;
@@ -89,6 +98,8 @@ struct child {
     uint32_t passed_count;
     int is_spare; /* exec: it waits for the program */
     int word;     /* exec: to be closed by execve, and written to before nothing but the end; 0 */
+    struct progress hook;          /* of the last hook that it ran */
+    volatile uint32_t hook_status; /* likewise, where that had no error */
     uint8_t *helper_stack;
     int trees[MAX_SOURCES];
     struct filesystem filesystem;
@@ -118,8 +129,12 @@ void close_fds(int *fds, uint32_t count);
 /* request.c */
 long check_start(const struct start *start, const uint8_t *bytes, size_t size);
 long check_exec(const struct start *start, const uint8_t *bytes, size_t size);
+long check_hook(const struct start *start, const uint8_t *bytes, size_t size);
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 long check_place(const struct place *place, const uint8_t *bytes, size_t size);
+
+/* memfd.c */
+long map_request(struct request *request, int fd, size_t size);
 
 /* prepare.c: the launcher's part of a start */
 long begin_step(struct progress *progress, const struct start *start, enum step step);

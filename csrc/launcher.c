@@ -28,6 +28,8 @@
  *   launcher -> child   its ids are mapped                                      STEP_SYNC
  *   launcher -> child   the request is there (fds: stdio, copies of mounts)     STEP_HANDOVER
  *                       (of an exec: to a spare child only, fds: stdio that it has not; spare.c)
+ *   child -> launcher   it waits for hooks, or one has ended (one byte)         STEP_*_HOOKS
+ *   launcher -> child   a hook (fds: its request, its stdio); start (one byte)  STEP_*_HOOKS
  *   child -> launcher   the container is created (one byte)                     STEP_GATE
  *   launcher -> child   start (one byte)                                        STEP_GATE
  *   child -> launcher   EOF: execve, or death
@@ -96,7 +98,7 @@ static void handle_caller(void)
         memcpy(&op, launcher.buffer, sizeof op);
     if (launcher.message.fd_count == 0)
         return; /* nobody to answer */
-    if (op == REQUEST_START || op == REQUEST_EXEC)
+    if (op == REQUEST_START || op == REQUEST_EXEC || op == REQUEST_HOOK)
         handle_start(&launcher.message, op);
     else if (op == REQUEST_LEASE)
         handle_lease(launcher.message.size);

@@ -38,9 +38,11 @@ enum step {
     STEP_HOSTNAME,
     STEP_FILESYSTEM,    /* the rows (row) */
     STEP_TERMINAL,      /* the terminal becomes the session's, and its other end goes out */
+    STEP_CREATE_HOOKS,  /* run what the caller sends, until the word to go on */
     STEP_PIVOT,         /* the root becomes /, the old one goes */
     STEP_LOCK_MOUNTS,   /* make mount flags unremovable for a container with CAP_SYS_ADMIN */
     STEP_GATE,          /* created: wait for the word to start */
+    STEP_START_HOOKS,   /* as STEP_CREATE_HOOKS */
     STEP_RLIMITS,       /* (row); before, the launcher has raised hard ones above its own */
     STEP_SECCOMP_EARLY, /* the filter, while there are the rights for it: without no_new_privs */
     STEP_BOUNDING,      /* drop the bounding set while CAP_SETPCAP is there */
@@ -62,7 +64,8 @@ enum request_op {
     /* fds: a channel, whose end is the answer. For who counts what is left of containers. */
     REQUEST_DROP_BLANKS = 3,
     REQUEST_EXEC = 4, /* a process in the namespaces of another */
-    REQUEST_PLACE = 5
+    REQUEST_PLACE = 5,
+    REQUEST_HOOK = 6 /* a process where the launcher is; or, by COMMAND_HOOK, where a child is */
 };
 
 enum start_flag {
@@ -91,8 +94,11 @@ enum start_flag {
     START_STREAMS = 1u << 19,  /* exec: stdio is /dev/null and two pipes, which the launcher makes;
                                   our ends of them come with STARTED, and the channel can be asked
                                   again when the process has ended */
-    START_FILTER_AHEAD = 1u << 20 /* exec: the filter lets a process wait for what it is to run, and
-                                     say that it failed; with START_STREAMS it does: see CLONED */
+    START_FILTER_AHEAD =
+        1u << 20,          /* exec: the filter lets a process wait for what it is to run, and
+                             say that it failed; with START_STREAMS it does: see CLONED */
+    START_HOOKS = 1u << 21 /* stop at STEP_CREATE_HOOKS and STEP_START_HOOKS until COMMAND_START;
+                              not with START_SHARE_MEMORY */
 };
 
 enum row_op {
@@ -197,6 +203,7 @@ struct setting {
  * [memfd], or none on the channel of an earlier one, in the same container, that has ended. There
  * are no rows; clone_flags are the namespaces to join, and START_FRESH_USER: the user namespace is
  * one of them.
+ * REQUEST_HOOK. fds: channel, [memfd], stdin, stdout, stderr. No namespaces and no rows.
  */
 struct start {
     uint32_t op;
@@ -270,12 +277,18 @@ struct place {
     uint32_t above; /* string: a directory that goes too once nothing is left in it */
 };
 
-enum command_op { COMMAND_START = 1, COMMAND_SIGNAL = 2 };
+enum command_op {
+    COMMAND_START = 1,
+    COMMAND_SIGNAL = 2,
+    /* Of a container at a step of hooks. fds: sealed memfd with a REQUEST_HOOK, stdin, stdout,
+     * stderr. Its end is told by REPORT_HOOK. */
+    COMMAND_HOOK = 3
+};
 
 /* Python to launcher, on the channel of a container. */
 struct command {
     uint32_t op;
-    int32_t value; /* COMMAND_SIGNAL: the signal */
+    int32_t value; /* COMMAND_SIGNAL: the signal; COMMAND_HOOK: the size of the request */
 };
 
 enum report_kind {
@@ -290,7 +303,9 @@ enum report_kind {
     REPORT_LEASED,     /* value: the slot */
     REPORT_LISTENER,   /* carries that of the filter, before STARTED */
     REPORT_PLACED,
-    REPORT_TERMINAL /* carries our end of the terminal; before CREATED and STARTED */
+    REPORT_TERMINAL, /* carries our end of the terminal; before CREATED and STARTED */
+    REPORT_HOOKS,    /* the container waits at `step` for hooks */
+    REPORT_HOOK      /* one of them has ended: wait_status; or step, error, row, value */
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */

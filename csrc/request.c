@@ -206,7 +206,7 @@ static int can_be_answered(uint32_t flags)
 {
     if (flags & (START_STREAMS | START_FILTER_AHEAD)) /* of an exec */
         return 0;
-    return (flags & START_QUIET) == 0 || (flags & (START_GATE | START_TERMINAL)) == 0;
+    return (flags & START_QUIET) == 0 || (flags & (START_GATE | START_TERMINAL | START_HOOKS)) == 0;
 }
 
 static int rules_fit(const uint8_t *bytes, struct span span, size_t size)
@@ -233,10 +233,11 @@ static int settings_fit(const struct start *start, const uint8_t *bytes, size_t 
     return (start->settings.count == 0 && start->devices.count == 0) || start->flags & START_CGROUP;
 }
 
-/* Shared memory is ended as a whole when one of those who share it is out of memory. */
-static int cgroup_fits(uint32_t flags)
+/* Shared memory is ended as a whole when one of those who share it is out of memory; and who runs
+ * hooks would be seen in the memory of the launcher. */
+static int memory_fits(uint32_t flags)
 {
-    return (flags & (START_CGROUP | START_SHARE_MEMORY)) != (START_CGROUP | START_SHARE_MEMORY);
+    return (flags & START_SHARE_MEMORY) == 0 || (flags & (START_CGROUP | START_HOOKS)) == 0;
 }
 
 /* What ends all that a container leaves: its own PID namespace, else its control group. */
@@ -278,7 +279,7 @@ static long check_process(const struct start *start, const uint8_t *bytes, size_
         return -EINVAL;
     if (!rules_fit(bytes, start->rules, size))
         return -EINVAL;
-    if (!settings_fit(start, bytes, size) || !cgroup_fits(start->flags))
+    if (!settings_fit(start, bytes, size) || !memory_fits(start->flags))
         return -EINVAL;
     return 0;
 }
@@ -310,7 +311,7 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         return -EINVAL;
     if (!(start->flags & START_FRESH_USER) != !(start->clone_flags & CLONE_NEWUSER))
         return -EINVAL;
-    if (start->flags & (START_GATE | START_QUIET | START_CGROUP)) /* it joins that of its target */
+    if (start->flags & (START_GATE | START_QUIET | START_CGROUP | START_HOOKS)) /* its target's */
         return -EINVAL;
     if (start->flags & START_TERMINAL && (start->clone_flags & CLONE_NEWNS) == 0)
         return -EINVAL; /* the devpts that it would find is the host's */
@@ -322,6 +323,25 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size)
         start->source_count != (start->target == 0))
         return -EINVAL;
     return string_fits(start->new_root, size) ? 0 : -EINVAL;
+}
+
+/* A program where its maker is: nothing to join, nothing to build, nobody to answer its filter. */
+long check_hook(const struct start *start, const uint8_t *bytes, size_t size)
+{
+    const uint32_t known = START_IN_MEMFD | START_SET_GROUPS | START_NO_NEW_PRIVS;
+    long result = check_process(start, bytes, size);
+    if (result < 0)
+        return result;
+    if (start->flags & ~known || start->clone_flags != 0 || start->target != 0)
+        return -EINVAL;
+    if (start->rows.count != 0 || start->passed.count != 0 || start->joined.count != 0 ||
+        start->source_count != 0 || start->pipes != 0)
+        return -EINVAL;
+    if (start->filter_flags & SECCOMP_FILTER_FLAG_NEW_LISTENER)
+        return -EINVAL;
+    return string_fits(start->new_root, size) && string_at(bytes, start->new_root)[0] == 0
+               ? 0
+               : -EINVAL;
 }
 
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size)

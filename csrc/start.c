@@ -385,26 +385,6 @@ static long start_container(struct arena *arena, struct progress *progress)
     return 0;
 }
 
-/* Large requests come in a memfd that nobody can change or cut under us. */
-static long map_request(struct request *request, int fd, size_t size)
-{
-    struct statx_record file;
-    long seals = sys(__NR_fcntl, fd, F_GET_SEALS, 0);
-    long memory;
-    if (seals < 0 || (seals & SEALS_FIXED) != SEALS_FIXED || size > MAX_REQUEST)
-        return -EINVAL;
-    memory = sys(__NR_statx, fd, "", AT_EMPTY_PATH, STATX_BASIC, &file);
-    if (memory < 0 || file.size < size)
-        return -EINVAL;
-    memory = sys(__NR_mmap, 0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-    if (memory < 0 && memory > -4096)
-        return memory;
-    request->bytes = (uint8_t *)memory;
-    request->start = (struct start *)memory;
-    request->mapped = size;
-    return 0;
-}
-
 /* Sources beyond the first message wait on the channel, in messages of their own. */
 static long receive_sources(struct request *request)
 {
@@ -435,6 +415,13 @@ static void take_fds(int *to, int *from, uint32_t count)
     }
 }
 
+typedef long check(const struct start *start, const uint8_t *bytes, size_t size);
+
+static check *check_of(enum request_op op)
+{
+    return op == REQUEST_START ? check_start : op == REQUEST_EXEC ? check_exec : check_hook;
+}
+
 /* The fds of the first message: channel, [memfd], [stdio], passed, joined, sources. */
 static long decode_start(struct request *request, struct message *message, enum request_op op)
 {
@@ -452,7 +439,7 @@ static long decode_start(struct request *request, struct message *message, enum 
     }
     if (request->start->op != op)
         return -EINVAL; /* what is in the memfd is not what it was sent as */
-    result = (op == REQUEST_EXEC ? check_exec : check_start)(request->start, request->bytes, size);
+    result = check_of(op)(request->start, request->bytes, size);
     if (result < 0)
         return result;
     stdio = request->start->flags & START_STREAMS ? 0 : STDIO_COUNT;
@@ -498,7 +485,7 @@ void handle_start(struct message *message, enum request_op op)
     if (result == 0)
         result = begin_step(&progress, request->start, STEP_REQUEST);
     if (result == 0)
-        result = (op == REQUEST_EXEC ? exec_process : start_container)(arena, &progress);
+        result = (op == REQUEST_START ? start_container : exec_process)(arena, &progress);
     close_fds(message->fds, message->fd_count);
     if (result == 0)
         return;

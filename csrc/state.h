@@ -36,6 +36,7 @@ struct container {
     int unwatched;             /* likewise: nor have we to hear of it at once */
     int shares_pids;   /* it has no PID namespace of its own, whose end would end all in it */
     struct report end; /* to be told once nothing of it is left; kind 0: it was told */
+    int at_hooks;      /* START_HOOKS: its child waits for hooks */
     enum phase phase;
 };
 

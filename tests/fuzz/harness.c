@@ -212,6 +212,20 @@ static void read_exec(uint8_t *bytes, size_t size)
     use_vectors(&copy, bytes);
 }
 
+static void read_hook(uint8_t *bytes, size_t size)
+{
+    const struct start *start = (const struct start *)bytes;
+    struct start copy;
+    if (check_hook(start, bytes, size) != 0)
+        return;
+    copy = *start;
+    promise(copy.clone_flags == 0 && copy.rows.count == 0 && copy.passed.count == 0);
+    promise(copy.source_count == 0 && copy.joined.count == 0 && copy.target == 0);
+    promise((copy.flags & START_FRESH_USER) == 0);
+    use_process(&copy, bytes);
+    use_vectors(&copy, bytes);
+}
+
 static void read_lease(uint8_t *bytes, size_t size)
 {
     const struct lease *lease = (const struct lease *)bytes;
@@ -245,7 +259,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static void (*const PARTS[])(uint8_t * bytes,
                                  size_t size) = {read_start, read_lease, read_message, read_rights,
-                                                 read_exec,  read_lease, read_message, read_rights};
+                                                 read_exec,  read_hook,  read_message, read_rights};
     uint8_t *bytes;
     if (size < 1)
         return 0;

@@ -19,6 +19,8 @@ from container import (
     Config,
     Device,
     ExecConfig,
+    Hook,
+    HookType,
     IDMapping,
     Landlock,
     Mount,
@@ -26,12 +28,13 @@ from container import (
     Process,
     Rlimit,
 )
+from container._hooks import _inside_request, _outside_request
 from container._join import ALL_NAMESPACES, Host, plan_member
 from container._launcher import Join, Source, StartFlag, encode_start
 from container._native import ffi, lib
 from container._plan import make_plan
 
-START, LEASE, MESSAGE, RIGHTS, EXEC = (bytes([part]) for part in range(5))
+START, LEASE, MESSAGE, RIGHTS, EXEC, HOOK = (bytes([part]) for part in range(6))
 
 CONFIGS = (
     Config(),
@@ -86,6 +89,18 @@ def execs() -> Iterator[bytes]:
                     yield EXEC + encode_start(request, ((), ()), (), by_fd=True, pipes=6)
 
 
+def hooks() -> Iterator[bytes]:
+    """In the caller's namespaces, and inside at both moments."""
+    hook = Hook("/bin/sh", ["sh", "-c", "x" * 100], {"A": "b"})
+    outside = _outside_request(hook, "/")
+    yield HOOK + encode_start(outside, ((), ()), (), by_fd=True)
+    for config in CONFIGS:
+        first = make_plan(config, PROCESSES[0], StartFlag(0)).request
+        for kind in (HookType.CREATE_CONTAINER, HookType.START_CONTAINER):
+            request = _inside_request(kind, hook, first)
+            yield HOOK + encode_start(request, ((), ()), (), by_fd=True)
+
+
 def leases() -> Iterator[bytes]:
     path = b"/run/container/ids.lock\0"
     size = ffi.sizeof("struct lease")
@@ -108,7 +123,7 @@ def rights() -> Iterator[bytes]:
 
 
 def seeds() -> list[bytes]:
-    return [*starts(), *execs(), *leases(), *messages(), *rights()]
+    return [*starts(), *execs(), *hooks(), *leases(), *messages(), *rights()]
 
 
 if __name__ == "__main__":

@@ -334,9 +334,6 @@ def test_a_bad_value_is_named(name: str) -> None:
 
 def test_what_is_not_supported_yet_is_named() -> None:
     with pytest.raises(UnsupportedError) as caught:
-        Config(hooks=None)  # type: ignore[call-arg]
-    assert caught.value.field == "hooks"
-    with pytest.raises(UnsupportedError) as caught:
         Config(namespaces=Namespaces(pid=False))
     assert caught.value.field == "namespaces.pid"
 

@@ -73,9 +73,19 @@ def test_the_steps_are_those_of_the_contract_in_their_order() -> None:
             "hostname",
             "filesystem",
             "terminal",
+            "create-hooks",
             "pivot",
         ),
-        *("lock-mounts", "gate", "rlimits", "seccomp-early", "bounding", "ids", "capabilities"),
+        *(
+            "lock-mounts",
+            "gate",
+            "start-hooks",
+            "rlimits",
+            "seccomp-early",
+            "bounding",
+            "ids",
+            "capabilities",
+        ),
         *("no-new-privs", "cwd", "init", "fds", "landlock", "seccomp", "exec"),
     ]
     assert list(EVERY_STEP) == order

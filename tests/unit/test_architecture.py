@@ -56,7 +56,8 @@ ARROWS = {
     "_stranger": MIDDLE | {"_join"},
     "_files": DOOR,
     "_events": DOOR,
-    "_container": MIDDLE | {"_join", "_files", "_events", "_network"},
+    "_hooks": MIDDLE,
+    "_container": MIDDLE | {"_join", "_files", "_events", "_hooks", "_network"},
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container", "_network"},
@@ -71,7 +72,7 @@ ARROWS = {
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
-    | {"_events", "_exec", "_network", "_signals", "_state"},
+    | {"_events", "_exec", "_hooks", "_network", "_signals", "_state"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}

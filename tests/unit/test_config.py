@@ -354,11 +354,6 @@ def test_a_sequence_is_a_sequence(value: Any) -> None:
     assert config_error(HostRoot, value).field == "extra"
 
 
-@pytest.mark.parametrize("name", ["hooks"])
-def test_what_a_config_cannot_have_yet_is_unsupported_by_name(name: str) -> None:
-    assert unsupported_field(Config, **{name: None}) == name
-
-
 def test_an_unknown_parameter_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="hostnam"):
         Config(hostnam="x")  # type: ignore[call-arg]
