@@ -24,12 +24,10 @@ from system.helpers import (
     caller,
     parse_status,
     processes_in,
-    python,
     running_caller,
     told,
     wait_until,
 )
-from system.test_exec_hostile import STOPPER
 
 import container
 from container import (
@@ -577,26 +575,23 @@ def test_what_a_command_has_started_is_ended_without_holding_up_the_loop(go: Go)
     go(main())
 
 
-def test_a_command_that_is_stopped_before_it_runs_ends_with_its_time() -> None:
-    async def is_stopped_in_time(box: aio.Container) -> bool:
-        try:
-            process = await box.exec(ExecConfig(["true"], timeout=0.1))
-        except ContainerTimeoutError:
-            return True
-        with contextlib.suppress(ContainerTimeoutError):  # stopped later, or not at all
-            await process.wait()
-        return False
-
+@pytest.mark.needs("cgroup2", "root")
+def test_a_command_that_is_stopped_before_it_runs_ends_with_its_time(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
-        async with aio.Container() as box:
-            await box.run(Process(python(STOPPER), stdin=PIPE, stdout=PIPE))
-            assert box.stdout is not None
-            assert await box.stdout.readline() == b"up\n"
-            async with asyncio.timeout(PATIENCE):  # most are through too soon
-                while not await is_stopped_in_time(box):
-                    pass
+        async with aio.Container(container.Config(resources=container.Resources())) as box:
+            await box.run(Process(FOREVER))
+            host = box._box._host_for(["true"])
+            await box.pause()  # just after the look at its state
+            monkeypatch.setattr(box._box, "_host_for", lambda _config, **_options: host)
+            with pytest.raises(ContainerTimeoutError) as late:
+                await box.exec(ExecConfig(["true"], timeout=0.2))
+            assert late.value.result is not None
+            assert (late.value.result.timed_out, late.value.result.returncode) == (True, -9)
+            await box.resume()
 
-    asyncio.run(main())
+    go(main())
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
