@@ -8,6 +8,7 @@ from resource import RLIMIT_NOFILE, getrlimit
 from time import monotonic
 
 from container._capabilities import to_mask
+from container._cgroup import is_frozen
 from container._config import (
     DEVNULL,
     NAMESPACE_FLAGS,
@@ -271,7 +272,9 @@ def begin_member(
 
 def _end_by_tree(host: Host, child: Child) -> None:
     def end(pid: int, pidfd: int) -> None:
-        if not end_tree(pid, pidfd):  # a fork bomb: nothing less is sure to end it
+        if not end_tree(
+            pid, pidfd, lambda: is_frozen(host.child.cgroup)
+        ):  # a fork bomb: nothing less is sure to end it
             host.child.signal(9)
 
     child.end_tree = end

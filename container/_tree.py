@@ -8,6 +8,7 @@ the number meanwhile.
 """
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from select import POLLIN, poll
@@ -31,8 +32,9 @@ class _Entry:
     dead: bool
 
 
-def end_tree(pid: int, pidfd: int) -> bool:
-    """SIGKILL what descends from ``pid`` or is in its session, then ``pid`` itself.
+def end_tree(pid: int, pidfd: int, is_frozen: Callable[[], bool] = lambda: False) -> bool:
+    """SIGKILL what descends from ``pid`` or is in its session, then ``pid`` itself. What
+    ``is_frozen`` does not stop, and starts nothing either.
 
     False when there were new ones again and again, or one that may not be killed: then ``pid`` is
     stopped, not dead. What has outlived ``pid`` is left alone.
@@ -44,7 +46,8 @@ def end_tree(pid: int, pidfd: int) -> bool:
             members = _members_of(root) if root is not None else []
             if members and not _kill(members):
                 return False
-            if not members and _is_at_rest(pid) and not _has_children(pid):
+            at_rest = not members and (_is_at_rest(pid) or is_frozen())
+            if at_rest and not _has_children(pid):
                 pidfd_send_signal(pidfd, SIGKILL)
                 return True
             if not members:

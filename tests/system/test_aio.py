@@ -589,7 +589,9 @@ def test_a_command_that_is_stopped_before_it_runs_ends_with_its_time(
                 await box.exec(ExecConfig(["true"], timeout=0.2))
             assert late.value.result is not None
             assert (late.value.result.timed_out, late.value.result.returncode) == (True, -9)
+            assert box.state.state == State.PAUSED  # it is not ended along with the command
             await box.resume()
+            assert await (await box.exec(["true"])).wait() == 0
 
     go(main())
 
