@@ -91,7 +91,7 @@ from container._process import Conversation, parse_capture, parse_text_mode
 from container._streams import Capture, Stdio, open_process_stdio
 
 if TYPE_CHECKING:
-    from container._network._network import Connection
+    from container._network._network import Connection, Network
 
 __all__ = ["Container", "ExecProcess", "popen", "run"]
 
@@ -879,6 +879,10 @@ class Container:
     @property
     def config(self) -> Config:
         return self._box.config
+
+    @property
+    def networks(self) -> "tuple[Network, ...]":
+        return self._box.networks
 
     @property
     def pid(self) -> int | None:
