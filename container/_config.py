@@ -2047,7 +2047,10 @@ class Result:
 
     ``returncode`` is the exit status, -N after signal N, which is ``signal`` then. ``stdout`` and
     ``stderr`` are bytes, ``str`` in text mode, None where not captured; ``stdout_dropped`` and
-    ``stderr_dropped`` count the bytes beyond ``max_output``.
+    ``stderr_dropped`` count the bytes beyond ``max_output``. ``oom_killed``: the kernel has killed
+    something in the container for want of memory (``oom_kill`` of memory.events, cgroup-v2.rst),
+    of a command in one while that ran. With ``oom_outside`` the container's own limit was not met:
+    that of a cgroup above was, or the machine had no more.
     """
 
     args: Sequence[str]
@@ -2060,6 +2063,7 @@ class Result:
     stderr_dropped: int = 0
     timed_out: bool = False
     usage: Usage | None = None
+    oom_outside: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", tuple(self.args))

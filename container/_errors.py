@@ -189,7 +189,9 @@ def _outcome(result: "Result") -> str:
         number = -result.returncode
         name = Signals(number).name if number in Signals._value2member_map_ else "unnamed"
         text = f"was killed by signal {number} ({name})"
-    return f"{text}, out of memory" if result.oom_killed else text
+    if not result.oom_killed:
+        return text
+    return f"{text}, out of memory" + (" outside of its own limit" if result.oom_outside else "")
 
 
 class CgroupError(ContainerError):

@@ -118,6 +118,16 @@ class Watch:
         self._counts |= now
         return found
 
+    def last(self) -> Iterator[ContainerEvent]:
+        """The cgroup is gone, but its counts came with the end."""
+        end, now = self._child.exit, datetime.now(UTC)
+        if end is None:
+            return
+        for kind, count in ((EventKind.OOM, end.ooms), (EventKind.OOM_KILL, end.oom_kills)):
+            if count is not None and count > self._counts.get(kind, 0):
+                yield ContainerEvent(kind, count, now)
+        yield ContainerEvent(EventKind.EXIT, end.returncode, now)
+
     def wait(self, deadline: float | None) -> None:
         """Until something may have happened."""
         left = None if deadline is None else max(0.0, deadline - monotonic())
@@ -140,22 +150,12 @@ def follow(watch: Watch, child: Child, deadline: float | None) -> Iterator[Conta
         while True:
             child.receive()
             over = child.over  # as it is now: another thread may learn of the end meanwhile
-            yield from last_events(child) if over else watch.news()
+            yield from watch.last() if over else watch.news()
             if over or (deadline is not None and monotonic() >= deadline):
                 return
             watch.wait(deadline)
     finally:
         watch.close()
-
-
-def last_events(child: Child) -> Iterator[ContainerEvent]:
-    """The cgroup is gone, but its counts came with the end."""
-    now = datetime.now(UTC)
-    if child.exit is None:
-        return
-    if child.exit.oom_kills:
-        yield ContainerEvent(EventKind.OOM_KILL, child.exit.oom_kills, now)
-    yield ContainerEvent(EventKind.EXIT, child.exit.returncode, now)
 
 
 publish(EventKind, ContainerEvent)

@@ -398,12 +398,18 @@ class Exit:
     # Of the control group; None without one, or where the kernel does not tell.
     memory_peak: int | None = None
     pids_peak: int | None = None
+    ooms: int | None = None
     oom_kills: int | None = None
 
     @property
     def oom_killed(self) -> bool:
         """Whether anything in the container was killed for want of memory."""
         return bool(self.oom_kills)
+
+    @property
+    def oom_outside(self) -> bool:
+        """Whether it was killed although no limit of its own was met."""
+        return self.oom_killed and not self.ooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,6 +420,7 @@ class Failure:
     errno: int
     row: int
     value: int
+    ooms: int | None = None
     oom_kills: int | None = None
 
 
@@ -588,6 +595,7 @@ class Child:
                 report.max_rss,
                 memory_peak=_known(report.memory_peak),
                 pids_peak=_known(report.pids_peak),
+                ooms=_known(report.ooms),
                 oom_kills=_known(report.oom_kills),
             )
 
@@ -748,7 +756,8 @@ class Child:
 
 def _failure(report: Any) -> Failure:
     step = STEPS.get(report.step, "launcher")
-    return Failure(step, report.error, report.row, report.value, _known(report.oom_kills))
+    oom = _known(report.ooms), _known(report.oom_kills)
+    return Failure(step, report.error, report.row, report.value, *oom)
 
 
 def _known(number: int) -> int | None:

@@ -670,7 +670,8 @@ def _hint(failure: Failure, plan: Plan) -> str | None:
     if failure.errno == 0:
         killed = "it was killed before the program ran, perhaps for lack of memory"
         if failure.oom_kills:
-            return "out of memory: its limit was reached before the program ran"
+            whose = "its limit" if failure.ooms else "a limit of a cgroup above, or the machine's,"
+            return f"out of memory: {whose} was reached before the program ran"
         return None if failure.step == "gate" else killed
     known = _HINTS.get((failure.step, failure.errno))
     find = _FINDERS.get(failure.step)

@@ -169,6 +169,7 @@ class Conversation:
             returncode=end.returncode,
             timed_out=timed_out is not None,
             oom_killed=end.oom_killed,
+            oom_outside=end.oom_outside,
             usage=Usage(
                 (monotonic() if noticed is None else noticed) - self.began,
                 end.user,

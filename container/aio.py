@@ -71,7 +71,7 @@ from container._errors import (
     StateError,
     UnsupportedError,
 )
-from container._events import ContainerEvent, last_events
+from container._events import ContainerEvent
 from container._events import Watch as EventWatch
 from container._join import (
     PATIENCE,
@@ -840,7 +840,7 @@ class Container:
                     yield news.pop(0)
                 if not in_time:
                     return
-            for event in last_events(watch.child):
+            for event in events.last():
                 yield event
         finally:
             if not watch.loop.is_closed():

@@ -72,15 +72,22 @@ static uint64_t find_number(const char *text, const char *key)
     return number;
 }
 
-static uint64_t read_number(int directory, const char *file, const char *key)
+/* Empty where there is no such file. */
+static void read_file(int directory, const char *file, char *text)
 {
-    char text[TEXT_SIZE];
     long fd = sys(__NR_openat, directory, file, O_RDONLY | O_CLOEXEC);
+    text[0] = 0;
     if (fd < 0)
-        return ~0ull;
+        return;
     (void)read_fd((int)fd, text); /* nothing is no number */
     (void)close_fd((int)fd);
-    return find_number(text, key);
+}
+
+static uint64_t read_number(int directory, const char *file)
+{
+    char text[TEXT_SIZE];
+    read_file(directory, file, text);
+    return find_number(text, "");
 }
 
 static long take_place(const struct place *request, const uint8_t *bytes)
@@ -195,15 +202,34 @@ static int find_cgroup(const struct container *container)
     return owner == NULL ? 0 : owner->cgroup;
 }
 
+/* There is nothing below it, whose events the other file would count too. */
+struct oom read_oom(const struct container *container)
+{
+    char text[TEXT_SIZE];
+    int directory = container == NULL ? 0 : find_cgroup(container);
+    if (directory <= 0)
+        return (struct oom){~0ull, ~0ull};
+    read_file(directory, "memory.events.local", text);
+    return (struct oom){find_number(text, "oom "), find_number(text, "oom_kill ")};
+}
+
+/* ~0 stays what it is: nobody knows. */
+static uint64_t difference(uint64_t now, uint64_t before)
+{
+    return now == ~0ull || before == ~0ull ? now : now - before;
+}
+
 void read_cgroup(const struct container *container, struct report *report)
 {
     int directory = find_cgroup(container);
-    report->memory_peak = report->pids_peak = report->oom_kills = ~0ull;
+    struct oom oom = read_oom(container);
+    report->memory_peak = report->pids_peak = ~0ull;
+    report->ooms = difference(oom.limits, container->before.limits);
+    report->oom_kills = difference(oom.kills, container->before.kills);
     if (directory <= 0)
         return;
-    report->memory_peak = read_number(directory, "memory.peak", "");
-    report->pids_peak = read_number(directory, "pids.peak", "");
-    report->oom_kills = read_number(directory, "memory.events", "oom_kill ");
+    report->memory_peak = read_number(directory, "memory.peak");
+    report->pids_peak = read_number(directory, "pids.peak");
 }
 
 /* Whether there is none (any more). */

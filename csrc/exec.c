@@ -432,7 +432,7 @@ long clone_spare(struct arena *arena, struct progress *progress, struct containe
 }
 
 /* The rest of the request to a child that waits for one of its kind; 0 where there is none. */
-static int use_spare(struct arena *arena)
+static int use_spare(struct arena *arena, struct oom before)
 {
     struct request *request = &arena->request;
     struct container *spare = take_spare(request);
@@ -446,6 +446,7 @@ static int use_spare(struct arena *arena)
     }
     kill_container(spare, SIGCONT); /* somebody may have stopped it, not knowing for what */
     spare->was_spare = !spare->tells_itself;
+    spare->before = before;
     spare->phase = PHASE_STARTING;
     spare->channel = request->channel;
     request->channel = -1;
@@ -462,6 +463,7 @@ long exec_process(struct arena *arena, struct progress *progress)
 {
     const struct start *start = arena->request.start;
     struct container *target = NULL, *container;
+    struct oom before;
     long result = begin_step(progress, start, STEP_TARGET);
     if (result == 0)
         result = find_target(arena, &target);
@@ -473,18 +475,20 @@ long exec_process(struct arena *arena, struct progress *progress)
     if (target != NULL && target->cgroup <= 0 &&
         (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)
         target->keeps_slot = 1;
+    before = read_oom(target);
     result = open_line(&arena->request);
-    if (result == 0 && start->flags & START_STREAMS && use_spare(arena)) /* it has some */
+    if (result == 0 && start->flags & START_STREAMS && use_spare(arena, before)) /* it has some */
         return 0;
     if (result == 0)
         result = make_own_streams(&arena->request, target);
-    if (result == 0 && (start->flags & START_STREAMS) == 0 && use_spare(arena))
+    if (result == 0 && (start->flags & START_STREAMS) == 0 && use_spare(arena, before))
         return 0;
     if (result == 0)
         result = make_member(arena, progress, &container);
     close_target(arena);
     if (result < 0)
         return result;
+    container->before = before;
     container->phase = PHASE_STARTING;
     container->channel = arena->request.channel;
     arena->request.channel = -1;

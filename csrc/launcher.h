@@ -324,7 +324,8 @@ struct report {
     /* Of the control group, with EXITED and FAILED; ~0: not known. */
     uint64_t memory_peak; /* bytes */
     uint64_t pids_peak;
-    uint64_t oom_kills; /* processes that were killed for want of memory */
+    uint64_t ooms;      /* how often its own limit of memory was met, with nothing to take back */
+    uint64_t oom_kills; /* processes that were killed for want of memory, whose limit ever */
 };
 
 #endif

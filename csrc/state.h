@@ -17,9 +17,16 @@ enum phase {
     PHASE_LINE  /* only its channel is left: see line.c */
 };
 
+/* Of a control group; ~0: not known. */
+struct oom {
+    uint64_t limits; /* its own limit was met */
+    uint64_t kills;
+};
+
 struct container {
     struct arena *arena; /* until execve */
     struct progress failure;
+    struct oom before; /* an exec: what had happened when it was asked for */
     int32_t pid, pidfd, channel, sync;
     int32_t payload; /* START_INIT: pidfd of what the init is the init of; -1: none */
     int32_t status;  /* START_INIT: pipe with its wait status, once it has ended; -1: none */
@@ -102,6 +109,7 @@ void handle_children(void);
 void handle_place(size_t size);
 long make_cgroup(struct container *container);
 long limit_cgroup(struct container *container, struct progress *progress);
+struct oom read_oom(const struct container *container);
 void read_cgroup(const struct container *container, struct report *report);
 int remove_cgroup(struct container *container);
 int await_empty_cgroup(struct container *container);

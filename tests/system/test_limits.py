@@ -381,6 +381,39 @@ def test_a_hog_dies_and_the_result_says_of_what() -> None:
 
 
 @limited
+def test_a_limit_further_up_is_not_ones_own() -> None:
+    """Of the cgroup in which the launcher has all of its containers."""
+    container.run(["true"], config=PLAIN, check=True)
+    (place() / "memory.max").write_text(str(LIMIT))
+    try:
+        result = container.run(HOG, memory=4 * LIMIT)
+    finally:
+        (place() / "memory.max").write_text("max")
+    assert (result.returncode, result.oom_killed, result.oom_outside) == (-9, True, True)
+    own = container.run(HOG, memory=LIMIT)
+    assert (own.oom_killed, own.oom_outside) == (True, False)
+
+
+@limited
+def test_a_command_answers_for_what_happened_while_it_ran() -> None:
+    """One process at a time is killed here, and the container goes on."""
+    resources = Resources(MemoryResources(max=LIMIT, oom_group=False))
+    with Container(Config(resources=resources)) as box:
+        box.run(Process(["sleep", "1000"]))
+        events = box.events()
+        for argv, killed in ((["true"], False), (HOG, True), (["true"], False)):
+            process = box.exec(argv)
+            process.communicate()
+            assert process.result is not None
+            assert process.result.oom_killed == killed, argv
+        box.destroy()
+        kind = container.EventKind
+        found = [event.kind for event in events]
+        assert sorted(found) == sorted([kind.OOM, kind.OOM_KILL, kind.EXIT])
+        assert found[-1] == kind.EXIT
+
+
+@limited
 def test_shared_memory_counts_and_everything_dies_at_once() -> None:
     program = "sleep 1000 & head -c 80M /dev/zero > /dev/shm/x; echo alive"
     result = container.run(["sh", "-c", program], memory=LIMIT)

@@ -210,6 +210,11 @@ def test_a_command_error_names_command_and_status(
     assert error.result.stdout == b"output"
 
 
+def test_a_command_error_tells_whose_memory_ran_out() -> None:
+    result = Result(RESULT.args, -9, oom_killed=True, oom_outside=True)
+    assert str(CommandError(result)).endswith("(SIGKILL), out of memory outside of its own limit")
+
+
 def test_a_timeout_is_the_builtin_one_and_carries_the_result() -> None:
     error = ContainerTimeoutError("after 5 s", RESULT)
     assert isinstance(error, TimeoutError)
