@@ -849,6 +849,29 @@ class Device(_Checked):
     gid: Annotated[int, _id] = 0
 
 
+def _access(value: str, field: str) -> str:
+    if not isinstance(value, str):
+        _expected("str", value, field)
+    if not value or set(value) - set("rwm"):
+        _fail(field, f"must be some of the letters 'rwm', not {_show(value)}")
+    return "".join(letter for letter in "rwm" if letter in value)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRule(_Checked):
+    """Whether device nodes may be opened for reading and writing, or made: ``access`` is some of
+    "rwm" (OCI runtime-spec, config-linux, "Allowed Device list").
+
+    ``type`` is "c" or "b"; None is any type, any number.
+    """
+
+    allow: Annotated[bool, _bool]
+    type: Annotated[str | None, _optional(_device_type)] = None
+    major: Annotated[int | None, _optional(_int(0, 4095))] = None
+    minor: Annotated[int | None, _optional(_int(0, 2**20 - 1))] = None
+    access: Annotated[str, _access] = "rwm"
+
+
 # Linux's own numbers, Documentation/admin-guide/devices.txt.
 _DEFAULT_DEVICES = tuple(
     Device(f"/dev/{name}", "c", major, minor, 0o666)
@@ -1585,6 +1608,13 @@ class Config(_Checked):
     `default_devices`, which are always there; one with the path of those replaces it.
     ``setup_dev=False`` leaves ``/dev`` as the root has it, where no node can be opened.
 
+    ``device_rules``, of which the last that fits decides, say which other nodes may be opened,
+    however they come in, and whether those that are bound may; ``devices`` always may. They need
+    ``resources`` and root. For everybody else those that allow are void, since no node is there
+    but what is given, and so is one that refuses all. Without any, no other node opens in a
+    container without a user namespace that has ``resources``; with a user namespace none does
+    anyway, but what is bound.
+
     ``seccomp`` is the filter of system calls, by default ``SeccompProfile.default()``; its rules
     for capabilities go by the bounding set, and those for CAP_SYS_ADMIN hold with ``nested`` too.
     ``None`` is a downgrade: no filter, and all of the kernel's interface to attack. With
@@ -1635,6 +1665,7 @@ class Config(_Checked):
     _: KW_ONLY  # the API has parameters to come before these
     devices: Annotated[Sequence[Device], _sequence(_instance(Device))] = _DEFAULT_DEVICES
     setup_dev: Annotated[bool, _bool] = True
+    device_rules: Annotated[Sequence[DeviceRule], _sequence(_instance(DeviceRule), most=256)] = ()
     no_new_privileges: Annotated[bool, _bool] = True
     nested: Annotated[bool, _bool] = False
     masked_paths: Annotated[Sequence[StrPath] | None, _optional(_sequence(_target))] = None
@@ -1671,6 +1702,8 @@ class Config(_Checked):
         _unique(self.devices, "path", "devices")
         if not self.setup_dev and set(self.devices) - set(_DEFAULT_DEVICES):
             _fail("devices", "needs setup_dev: there is no /dev of our own to make them in")
+        if self.device_rules and self.resources is None:
+            _fail("device_rules", "needs resources: they hold for a control group")
         for name in ("uid_mappings", "gid_mappings"):
             if getattr(self, name) and self.namespaces.user is not True:
                 _fail(name, "needs a new namespaces.user")
@@ -2077,7 +2110,8 @@ class Result:
 
 
 publish(CPUResources, MemoryResources, PidsResources, IOResources, Resources)
-publish(Join, Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Device, Landlock, Config)
+publish(Join, Namespaces, MountFlags, Mount, IDMapping, HostRoot, Overlay, Landlock, Config)
+publish(Device, DeviceRule)
 publish(Hook, HookType, Hooks)
 publish(default_devices, Rlimit, Process, ExecConfig, SignalConfig, State, ContainerState)
 publish(NetworkMode, NetworkConfig, PortMapping, port_mappings_from_strings)

@@ -9,12 +9,14 @@ controller"). With a user namespace no node can be opened that was not given any
 import os
 import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
-from container._config import Config
+from container._config import Config, DeviceRule
 from container._devices import devices_of
+from container._errors import ConfigError, UnsupportedError
 
 # include/uapi/linux/bpf.h and bpf_common.h
 _LOAD_WORD, _MOVE, _MOVE_NUMBER = 0x61, 0xBF, 0xB7
@@ -25,20 +27,8 @@ _ACCESS = {"m": 1, "r": 2, "w": 4}
 _RESULT, _CONTEXT, _TYPE, _WANTED, _MAJOR, _MINOR, _SCRATCH = 0, 1, 2, 3, 4, 5, 6
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRule:
-    """As of OCI's ``linux.resources.devices``: None is any; ``access`` some of "rwm"."""
-
-    allow: bool
-    type: str | None = None
-    major: int | None = None
-    minor: int | None = None
-    access: str = "rwm"
-
-
 # As in other runtimes: a node that cannot be opened may be made.
 _COMMON = (
-    DeviceRule(False),
     DeviceRule(True, access="m"),
     DeviceRule(True, "c", 5, 1),  # /dev/console
     DeviceRule(True, "c", 5, 2),  # /dev/ptmx
@@ -46,13 +36,72 @@ _COMMON = (
 )
 
 
+def device_program(config: Config, euid: int) -> bytes:
+    """What decides in its cgroup, empty where nothing has to. `UnsupportedError` for who may attach
+    none.
+    """
+    if config.namespaces.user and not config.device_rules:
+        return b""
+    if euid == 0:
+        return compile_rules(rules_of(config))
+    for index, rule in enumerate(config.device_rules):
+        if not rule.allow and rule != DeviceRule(False):
+            raise UnsupportedError("only root can refuse some", field=f"device_rules[{index}]")
+    return b""
+
+
 def rules_of(config: Config) -> tuple[DeviceRule, ...]:
-    """Those of `devices`, of terminals, and of nodes that are bound without nodev."""
+    """What is bound without nodev opens unless one that is given refuses it; `devices` and
+    terminals do, and nothing else does.
+    """
     own = [
         DeviceRule(True, str(device.type), device.major, device.minor)
         for device in devices_of(config).values()
     ]
-    return (*_COMMON, *own, *_bound(config))
+    given = _joined(config.device_rules)
+    return (DeviceRule(False), *_bound(config), *given, *_COMMON, *own)
+
+
+def _joined(rules: Iterable[DeviceRule]) -> list[DeviceRule]:
+    """One rule for reading and one for writing let the same node be opened for both."""
+    found: list[DeviceRule] = []
+    since = 0  # the last one that refuses
+    for each in rules:
+        rule = each
+        twins = [
+            i for i in range(since, len(found)) if rule == replace(found[i], access=rule.access)
+        ]
+        if rule.allow and twins:
+            other = found.pop(twins[0])
+            rule = replace(rule, access=rule.access + other.access)
+        found.append(rule)
+        since = since if rule.allow else len(found)
+    return found
+
+
+def rules_from_oci(
+    devices: Iterable[Mapping[str, Any]], field: str = "linux.resources.devices"
+) -> tuple[DeviceRule, ...]:
+    """``linux.resources.devices`` of the OCI runtime-spec. No number, or -1, is any."""
+    found = []
+    for index, device in enumerate(devices):
+        kind = device.get("type") or None
+        numbers = (device.get(name) for name in ("major", "minor"))
+        major, minor = (None if number == -1 else number for number in numbers)
+        try:
+            found.append(
+                DeviceRule(
+                    device.get("allow", False),
+                    None if kind == "a" else kind,
+                    major,
+                    minor,
+                    device.get("access") or "rwm",
+                )
+            )
+        except ConfigError as error:
+            where = f"{field}[{index}].{error.field}"
+            raise ConfigError(error.detail, field=where) from None
+    return tuple(found)
 
 
 def _bound(config: Config) -> Iterable[DeviceRule]:

@@ -22,6 +22,7 @@ CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc
 _LEAST_CPUS, _MOST_CPUS = 0.01, 16384  # of the kernel: quotas from 1 ms; CONFIG_NR_CPUS
 _MAX_SHARES = 1 << 18  # kernel/sched/sched.h, MAX_SHARES
 _DEFAULT_BLKIO = (10, 1000)
+_DEFAULT_WEIGHT, _MOST_WEIGHT, _MOST_BFQ = 100, 10000, 1000  # block/bfq-cgroup.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,18 @@ def _pids(pids: PidsResources) -> Iterator[Setting]:
 def _io(io: IOResources) -> Iterator[Setting]:
     if io.weight is not None:
         yield Setting("io.weight", f"default {io.weight}", "io.weight")
+        # BFQ, where that divides a device, has a file of its own, and is there when it is loaded.
+        yield Setting("io.bfq.weight", str(_bfq_weight(io.weight)), "io.weight", optional=True)
     for device, limits in io.max.items():  # one write sets one device
         yield Setting("io.max", f"{device} {limits}", f"io.max[{device!r}]")
+
+
+def _bfq_weight(weight: int) -> int:
+    """The same default, and 1000 for the most."""
+    if weight <= _DEFAULT_WEIGHT:
+        return weight
+    share = (weight - _DEFAULT_WEIGHT) / (_MOST_WEIGHT - _DEFAULT_WEIGHT)
+    return _DEFAULT_WEIGHT + round(share * (_MOST_BFQ - _DEFAULT_WEIGHT))
 
 
 def _other(resources: Resources) -> Iterator[Setting]:
@@ -179,10 +190,11 @@ def weight_of_blkio(weight: int) -> int:
 def resources_from_oci(linux: Mapping[str, Any], field: str = "linux.resources") -> Resources:
     """``linux.resources`` of the OCI runtime-spec, with its v1 numbers converted.
 
-    Device rules are not limits, and not looked at here. What v2 does not have is an error, but
-    where it asks for what is so anyway.
+    Device rules are not limits, and not looked at here (_device_rules.py). What v2 does not have
+    is an error, but where it asks for what is so anyway.
     """
     with _within(field):
+        _refuse_network(linux.get("network") or {})
         return Resources(
             memory=_oci_memory(linux.get("memory") or {}),
             cpu=_oci_cpu(linux.get("cpu") or {}),
@@ -207,6 +219,13 @@ def _within(field: str) -> Iterator[None]:
         raise type(error)(error.detail, field=f"{field}.{error.field}") from None
 
 
+@_within("network")
+def _refuse_network(network: Mapping[str, Any]) -> None:
+    for name in ("classID", "priorities"):
+        if network.get(name):
+            raise UnsupportedError("cgroup v2 has no such controller", field=name)
+
+
 @_within("memory")
 def _oci_memory(memory: Mapping[str, Any]) -> MemoryResources:
     for name in ("kernel", "kernelTCP"):
@@ -214,6 +233,8 @@ def _oci_memory(memory: Mapping[str, Any]) -> MemoryResources:
             raise UnsupportedError("cgroup v2 has no such limit", field=name)
     if memory.get("disableOOMKiller"):
         raise UnsupportedError("cgroup v2 cannot", field="disableOOMKiller")
+    if memory.get("swappiness") is not None:
+        raise UnsupportedError("cgroup v2 has it for the whole machine only", field="swappiness")
     limit, swap = memory.get("limit") or None, memory.get("swap") or None
     return MemoryResources(
         max=limit,
@@ -227,9 +248,9 @@ def _oci_swap(limit: int | None, swap: int | None) -> int | None:
     """v1's limit is that of memory and swap together."""
     if swap is None:
         return -1 if limit == -1 else None
-    if swap == -1 or limit == -1:
+    if swap == -1:
         return swap
-    if limit is None:
+    if limit is None or limit == -1:
         raise ConfigError("needs limit", field="swap")
     if swap < limit:
         raise ConfigError("is memory and swap together, and less than limit", field="swap")
@@ -241,15 +262,16 @@ def _oci_cpu(cpu: Mapping[str, Any]) -> CPUResources:
     for name in ("realtimeRuntime", "realtimePeriod"):
         if cpu.get(name):
             raise UnsupportedError("cgroup v2 has no such limit", field=name)
-    shares, quota = cpu.get("shares"), cpu.get("quota") or None
-    idle = bool(cpu["idle"]) if cpu.get("idle") is not None else None
+    shares, quota, idle = cpu.get("shares"), cpu.get("quota") or None, cpu.get("idle")
+    if idle not in (None, 0, 1):
+        raise ConfigError(f"must be 0 or 1, not {idle!r}", field="idle")
     return CPUResources(
         quota=-1 if quota is not None and quota < 0 else quota,
         period=cpu.get("period") or None,
         weight=weight_of_shares(shares) if shares and not idle else None,
         cpus=cpu.get("cpus") or None,
         mems=cpu.get("mems") or None,
-        idle=idle,
+        idle=None if idle is None else bool(idle),
         burst=cpu.get("burst"),
     )
 

@@ -38,7 +38,7 @@ from container._config import (
     Overlay,
     Process,
 )
-from container._device_rules import compile_rules, rules_of
+from container._device_rules import device_program
 from container._devices import find_nodes
 from container._errors import (
     CgroupError,
@@ -327,15 +327,9 @@ def _lay_foundation(
         rules=landlock_rules(config, host_layout(caller.euid).links),
         handled_access=ALL_ACCESS if config.landlock is not None else 0,
         settings=settings_of(config.resources) if config.resources is not None else (),
-        devices=_device_program(config),
+        devices=device_program(config, caller.euid) if _needs_cgroup(config) else b"",
     )
     return _Foundation(base, identity)
-
-
-def _device_program(config: Config) -> bytes:
-    if config.namespaces.user or not _needs_cgroup(config):
-        return b""
-    return compile_rules(rules_of(config))
 
 
 def _needs_cgroup(config: Config) -> bool:

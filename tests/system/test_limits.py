@@ -17,7 +17,7 @@ from typing import Any
 import needs
 import pytest
 from system.conftest import OrdinaryUser
-from system.helpers import caller, is_readable, running_caller, told
+from system.helpers import caller, is_readable, python, running_caller, told
 
 import container
 from container import (
@@ -523,6 +523,121 @@ def test_writes_to_a_device_are_bound(tmp_path: Path) -> None:
     assert result.usage.wall > 1.5
 
 
+@pytest.fixture
+def shell() -> Iterator[Callable[..., None]]:
+    """Runs a command of root's, and another one at the end."""
+    undo: list[str] = []
+
+    def run(command: str, back: str = "true") -> None:
+        subprocess.run(["sh", "-ec", command], check=True, stdout=subprocess.DEVNULL)
+        undo.append(back)
+
+    yield run
+    for back in reversed(undo):
+        subprocess.run(["sh", "-ec", back], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.needs("vm", "cgroup2:hugetlb")
+def test_huge_pages_are_bound(shell: Any) -> None:
+    """Refused where they are reserved; or the program would die of SIGBUS where it touches them."""
+    shell("echo 8 >/proc/sys/vm/nr_hugepages", "echo 0 >/proc/sys/vm/nr_hugepages")
+    source = """
+        import mmap
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
+        for size in (4 << 20, 6 << 20):
+            try:
+                with mmap.mmap(-1, size, flags=flags) as memory:
+                    memory[size - 1] = 1
+                    print("ok")
+            except OSError as error:
+                print(error.errno)
+    """
+    config = Config(resources=Resources(hugetlb={"2MB": "4M"}))
+    assert container.run(python(source), config=config).stdout == b"ok\n12\n"
+
+
+@pytest.mark.needs("vm", "cgroup2:rdma", "ip")
+def test_a_limit_of_an_rdma_device_is_set(shell: Any) -> None:
+    """Of one made of software, which stays: its removal is an oops of Linux 6.12. What a program
+    gets of it is not tried."""
+    shell("modprobe rdma_rxe && rdma link add rxe0 type rxe netdev lo")
+    resources = Resources(rdma={"rxe0": {"hca_handle": 2}})
+    with Container(Config(resources=resources)) as box:
+        box.run(Process(["sleep", "1000"]))
+        limit = (cgroup_of(box.pid) / "rdma.max").read_text()
+        assert limit == "rxe0 hca_handle=2 hca_object=max \n"
+        box.update(Resources(rdma={"rxe0": "hca_handle=max hca_object=5"}))
+        limit = (cgroup_of(box.pid) / "rdma.max").read_text()
+        assert limit == "rxe0 hca_handle=max hca_object=5 \n"
+    with pytest.raises(LaunchError, match=r"resources.rdma\['none0'\]"):
+        container.run(["true"], config=Config(resources=Resources(rdma={"none0": "hca_handle=1"})))
+
+
+@limited
+def test_an_idle_container_gets_what_nobody_wants() -> None:
+    """As 3 to 1024 by the kernel; a tenth is plenty."""
+    idle, other = CPUResources(idle=True), CPUResources(weight=100)
+    cpu = min(os.sched_getaffinity(0))
+    boxes = [Container(Config(resources=Resources(cpu=each))) for each in (idle, other)]
+    with boxes[0], boxes[1]:
+        for box in boxes:
+            box.run(Process(SPIN, cpu_affinity=[cpu]))
+        before = [clock(box) for box in boxes]
+        await_that(lambda: clock(boxes[1]) > before[1] + 1_000_000)
+        assert clock(boxes[0]) - before[0] < 100_000
+
+
+@limited
+def test_what_was_not_used_of_a_quota_can_be_used_in_a_burst() -> None:
+    """The kernel counts them: a short pause, and more than the quota at once."""
+    program = "while :; do i=0; while [ $i -lt 9999 ]; do i=$((i+1)); done; sleep 0.3; done"
+    resources = Resources(cpu=CPUResources(quota=20000, burst=20000))
+    with Container(Config(resources=resources)) as box:
+        box.run(Process(["sh", "-c", program]))
+        stat = cgroup_of(box.pid) / "cpu.stat"
+        await_that(lambda: "nr_bursts 0\n" not in stat.read_text())
+        box.update(Resources(cpu=CPUResources(burst=0)))
+        assert (cgroup_of(box.pid) / "cpu.max.burst").read_text() == "0\n"
+    with pytest.raises(LaunchError, match=r"resources\.cpu\.burst"):
+        more = CPUResources(quota=20000, burst=30000)
+        container.run(["true"], config=Config(resources=Resources(cpu=more)))
+
+
+@pytest.mark.long
+@pytest.mark.needs("vm", "cgroup2:io")
+def test_weights_share_a_device(shell: Any) -> None:
+    """100 to 1000 of one that takes 10 ms for each request, one at a time, and of BFQ; where they
+    do not hold it is as many for both."""
+    slow = "queue_mode=2 irqmode=2 completion_nsec=10000000 hw_queue_depth=1 submit_queues=1 gb=1"
+    shell("modprobe bfq")
+    shell(f"modprobe null_blk nr_devices=1 {slow} && chmod 666 /dev/nullb0", "rmmod null_blk")
+    shell("echo bfq >/sys/block/nullb0/queue/scheduler")
+    status = os.stat("/dev/nullb0")
+    number = os.major(status.st_rdev), os.minor(status.st_rdev)
+    node = container.Device("/dev/nullb0", "b", *number)
+    boxes = [
+        Container(
+            Config(devices=[node], resources=Resources(io=container.IOResources(weight=each)))
+        )
+        for each in (100, 10000)
+    ]
+    read = "while :; do dd if=/dev/nullb0 of=/dev/null bs=4k iflag=direct 2>/dev/null; done"
+
+    def count(box: Container) -> int:
+        found = box.stats().io.get(f"{number[0]}:{number[1]}")
+        return 0 if found is None else found.rios
+
+    with boxes[0], boxes[1]:
+        for box in boxes:
+            box.run(Process(["sh", "-c", read]))
+        await_that(lambda: min(map(count, boxes)) > 10)
+        before = [count(box) for box in boxes]
+        await_that(lambda: sum(map(count, boxes)) > sum(before) + 400)
+        light, heavy = (count(box) - old for box, old in zip(boxes, before, strict=True))
+        assert heavy > 1.5 * light
+        assert (cgroup_of(boxes[1].pid) / "io.bfq.weight").read_text() == "default 1000\n"
+
+
 @limited
 def test_limits_are_there_before_the_program_and_change_while_it_runs() -> None:
     resources = Resources(
@@ -646,6 +761,20 @@ def test_a_device_that_is_given_opens() -> None:
     config = Config(namespaces=NO_USER, resources=Resources(), devices=[device])
     result = container.run(["head", "-c", "1", "/dev/loop"], config=config)
     assert b"not permitted" not in result.stderr
+
+
+@pytest.mark.needs("vm")
+def test_rules_for_devices_hold_in_a_user_namespace_too(shell: Any) -> None:
+    """What is bound opens, until a rule refuses it."""
+    shell("chmod 666 /dev/fuse")
+    mounts = [container.Mount("/dev/fuse", "/bound", "bind", nodev=False, read_only=True)]
+    config = Config(mounts=mounts, resources=Resources())
+    program = ["sh", "-c", "echo >/dev/null && : </bound"]
+    container.run(program, config=config, check=True)
+    rules = [container.DeviceRule(True), container.DeviceRule(False, "c", 10, 229)]
+    result = container.run(program, config=replace(config, device_rules=rules))
+    assert result.returncode != 0
+    assert b"Operation not permitted" in result.stderr
 
 
 # Without root ---------------------------------------------------------------------------------

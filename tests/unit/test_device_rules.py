@@ -10,10 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from container import Config, Device, Mount, Namespaces
-from container._device_rules import DeviceRule, compile_rules, rules_of
+from container import (
+    Config,
+    ConfigError,
+    Device,
+    DeviceRule,
+    Mount,
+    Namespaces,
+    Resources,
+    UnsupportedError,
+)
+from container._device_rules import compile_rules, device_program, rules_from_oci, rules_of
 
 TYPES = {"b": 1, "c": 2}
+NO_USER = Namespaces(user=False)
 ACCESS = {"m": 1, "r": 2, "w": 4}
 
 
@@ -105,3 +115,78 @@ def test_a_config_allows_its_devices_and_no_other(
         mounts=[Mount("/dev/urandom", "/x", "bind", nodev=False), Mount.bind("/dev/mem", "/y")],
     )
     assert run(compile_rules(rules_of(config)), *device) == allowed
+
+
+# OCI ------------------------------------------------------------------------------------------
+
+DENY_ALL = {"allow": False, "access": "rwm"}
+
+
+def opens(rules: list[dict[str, object]], *device: str | int) -> bool:
+    config = Config(device_rules=rules_from_oci(rules), resources=Resources())
+    kind, major, minor, access = device
+    return run(compile_rules(rules_of(config)), str(kind), int(major), int(minor), str(access))
+
+
+def test_rules_of_oci_are_added_to_what_every_container_may_open() -> None:
+    rules = [DENY_ALL, {"allow": True, "type": "b", "major": 8, "minor": -1, "access": "r"}]
+    assert opens(rules, "b", 8, 3, "r")
+    assert not opens(rules, "b", 8, 3, "rw")
+    assert not opens(rules, "b", 9, 3, "r")
+    assert opens(rules, "b", 9, 3, "m")
+    assert opens(rules, "c", 1, 3, "rw")
+    assert opens([], "c", 1, 3, "rw")
+    assert not opens([], "b", 8, 3, "r")
+
+
+def test_the_last_rule_that_fits_decides() -> None:
+    everything: dict[str, object] = {"allow": True, "type": "a", "access": "rwm"}
+    disk: dict[str, object] = {"allow": False, "type": "b", "major": 8}
+    assert opens([everything], "b", 8, 0, "rw")
+    assert not opens([everything, disk], "b", 8, 0, "r")
+    assert opens([everything, disk], "b", 9, 0, "rw")
+    assert opens([disk, everything], "b", 8, 0, "rw")
+
+
+def test_rights_to_the_same_node_add_up_until_they_are_taken() -> None:
+    node: dict[str, object] = {"allow": True, "type": "c", "major": 10, "minor": 1}
+    read, write = {**node, "access": "r"}, {**node, "access": "w"}
+    assert opens([read, write], "c", 10, 1, "rw")
+    assert opens([read, {**node, "minor": 2}, write], "c", 10, 1, "rw")
+    assert not opens([read, {**node, "allow": False}, write], "c", 10, 1, "rw")
+
+
+@pytest.mark.parametrize(
+    ("device", "field"),
+    [
+        ({"allow": 1}, "allow"),
+        ({"allow": True, "type": "x"}, "type"),
+        ({"allow": True, "type": "c", "major": -2}, "major"),
+        ({"allow": True, "type": "c", "minor": "3"}, "minor"),
+        ({"allow": True, "access": "rx"}, "access"),
+    ],
+)
+def test_a_wrong_rule_is_refused_by_its_place(device: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rules_from_oci([DENY_ALL, device])
+    assert caught.value.field == f"linux.resources.devices[1].{field}"
+
+
+def test_rules_need_a_cgroup_and_root() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(device_rules=[DeviceRule(False)])
+    assert caught.value.field == "device_rules"
+    refused = [DeviceRule(False), DeviceRule(False, "c", 1, 3)]
+    config = Config(device_rules=refused, resources=Resources())
+    assert device_program(config, 0)
+    with pytest.raises(UnsupportedError) as unsupported:
+        device_program(config, 1000)
+    assert unsupported.value.field == "device_rules[1]"
+    allowed = [DeviceRule(False), DeviceRule(True, "c", 1, 3)]
+    assert device_program(Config(device_rules=allowed, resources=Resources()), 1000) == b""
+
+
+def test_with_a_user_namespace_rules_are_a_program_only_where_they_are_given() -> None:
+    config = Config(resources=Resources())
+    assert device_program(config, 0) == b""
+    assert device_program(Config(resources=Resources(), namespaces=NO_USER), 0)

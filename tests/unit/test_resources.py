@@ -121,6 +121,7 @@ def test_each_limit_goes_to_its_file() -> None:
         ("memory.max", str(64 << 20)),
         ("pids.max", "64"),
         ("io.weight", "default 50"),
+        ("io.bfq.weight", "50"),
         ("io.max", "8:0 rbps=1048576 wiops=max"),
         ("io.max", "8:16 wbps=max"),
         ("hugetlb.2MB.max", str(4 << 20)),
@@ -146,6 +147,13 @@ def test_a_memory_limit_takes_swap_away_unless_that_is_said_otherwise() -> None:
     assert ("memory.swap.max", "max") in written(unlimited)
     assert ("memory.oom.group", "0") in written(unlimited)
     assert written(Resources(MemoryResources(max=-1))) == [("memory.max", "max")]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bfq"), [(1, 1), (100, 100), (101, 100), (200, 109), (10000, 1000)]
+)
+def test_bfq_has_a_scale_of_its_own(weight: int, bfq: int) -> None:
+    assert ("io.bfq.weight", str(bfq)) in written(Resources(io=IOResources(weight=weight)))
 
 
 def test_a_quota_has_the_kernels_period_and_a_period_no_quota() -> None:
@@ -191,6 +199,15 @@ def test_shares_become_weights_as_in_other_runtimes(shares: int, weight: int) ->
     assert weight_of_shares(shares) == weight
 
 
+def test_the_line_that_runtimes_had_before_gave_the_default_too_little() -> None:
+    """It went straight from the least to the most: the ends are the same, what lies between has
+    more now (kubernetes/kubernetes 131216), so that 1024 is the kernel's default."""
+    for shares in (2, 1024, 2048, 262144):
+        straight = 1 + (shares - 2) * 9999 // 262142
+        assert weight_of_shares(shares) >= straight
+        assert (weight_of_shares(shares) == straight) == (shares in (2, 262144))
+
+
 def test_weights_grow_with_shares() -> None:
     weights = [weight_of_shares(1 << power) for power in range(1, 19)]
     assert weights == sorted(set(weights))
@@ -230,6 +247,7 @@ def test_oci_resources_become_ours() -> None:
         ("memory.max", "3000"),
         ("pids.max", "max"),
         ("io.weight", "default 1"),
+        ("io.bfq.weight", "1"),
         ("io.max", "8:0 rbps=7 wiops=9"),
         ("hugetlb.2MB.max", "0"),
         ("hugetlb.2MB.rsvd.max", "0"),
@@ -243,7 +261,7 @@ def test_oci_resources_become_ours() -> None:
     [
         ({"limit": 5, "swap": -1}, "max"),
         ({"limit": -1}, "max"),
-        ({"limit": -1, "swap": 7}, "7"),
+        ({"limit": -1, "swap": -1}, "max"),
         ({"limit": 5, "swap": 5}, "0"),
         ({"limit": 5}, "0"),
     ],
@@ -257,6 +275,11 @@ def test_swap_of_oci_is_memory_and_swap(memory: dict[str, int], swap: str) -> No
     [
         ({"memory": {"swap": 5}}, ConfigError, "memory.swap"),
         ({"memory": {"swap": 5, "limit": 6}}, ConfigError, "memory.swap"),
+        ({"memory": {"swap": 7, "limit": -1}}, ConfigError, "memory.swap"),
+        ({"memory": {"swappiness": 60}}, UnsupportedError, "memory.swappiness"),
+        ({"cpu": {"idle": 2}}, ConfigError, "cpu.idle"),
+        ({"network": {"classID": 5}}, UnsupportedError, "network.classID"),
+        ({"network": {"priorities": [{}]}}, UnsupportedError, "network.priorities"),
         ({"memory": {"kernel": 5}}, UnsupportedError, "memory.kernel"),
         ({"memory": {"disableOOMKiller": True}}, UnsupportedError, "memory.disableOOMKiller"),
         ({"cpu": {"realtimeRuntime": 5}}, UnsupportedError, "cpu.realtimeRuntime"),

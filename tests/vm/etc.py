@@ -120,6 +120,12 @@ TasksMax=infinity
 LimitNOFILE=1024:1048576
 """
 
+# By default a user's systemd gets memory and pids alone.
+DELEGATION = """\
+[Service]
+Delegate=cpu cpuset io memory pids
+"""
+
 TARGET_UNIT = """\
 [Unit]
 Description=The test machine
@@ -136,6 +142,7 @@ def systemd_files(user: User, command: str) -> list[Entry]:
     return [
         *(link(f"{units}/{name}", "/dev/null") for name in MASKED),
         Entry(f"{units}/{TARGET}", TARGET_UNIT.encode()),
+        Entry(f"{units}/user@.service.d/delegation.conf", DELEGATION.encode()),
         Entry(f"{units}/container-vm.service", UNIT.format(uid=user.uid, command=command).encode()),
         Entry(f"var/lib/systemd/linger/{user.name}", b""),
         directory("var/tmp"),
