@@ -575,7 +575,7 @@ def test_a_limit_of_an_rdma_device_is_set(shell: Any) -> None:
 
 @limited
 def test_an_idle_container_gets_what_nobody_wants() -> None:
-    """As 3 to 1024 by the kernel; a tenth is plenty."""
+    """As 3 to 1024 by the kernel; a third is plenty, and without it they have the same."""
     idle, other = CPUResources(idle=True), CPUResources(weight=100)
     cpu = min(os.sched_getaffinity(0))
     boxes = [Container(Config(resources=Resources(cpu=each))) for each in (idle, other)]
@@ -584,7 +584,7 @@ def test_an_idle_container_gets_what_nobody_wants() -> None:
             box.run(Process(SPIN, cpu_affinity=[cpu]))
         before = [clock(box) for box in boxes]
         await_that(lambda: clock(boxes[1]) > before[1] + 1_000_000)
-        assert clock(boxes[0]) - before[0] < 100_000
+        assert clock(boxes[0]) - before[0] < 330_000
 
 
 @limited
