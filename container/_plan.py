@@ -16,6 +16,7 @@ from errno import (
     EINVAL,
     ENOEXEC,
     ENOMEM,
+    ENOSPC,
     ENOSYS,
     EOPNOTSUPP,
     EPERM,
@@ -653,6 +654,8 @@ _HINTS = {
     ("landlock", EOPNOTSUPP): "Landlock is off, or older than Linux 6.2, which lets files be cut",
     ("exec", ENOEXEC): "made for another architecture, or a script without '#!'",
     ("exec", E2BIG): "arguments and environment are larger than execve(2) takes",
+    ("lock-mounts", ENOSPC): "it takes a user namespace below the one that is shared, and there may"
+    " be none: Config(nested=True) where that comes from, or no CAP_SYS_ADMIN",
     ("session", EDQUOT): "too many keyrings of this user: kernel.keys.maxkeys (keyrings(7))",
     ("sources", ESTALE): "the path was replaced while the container was started",
     ("filesystem", ESTALE): "the path was replaced while the container was started",

@@ -467,10 +467,13 @@ long exec_process(struct arena *arena, struct progress *progress)
     long result = begin_step(progress, start, STEP_TARGET);
     if (result == 0)
         result = find_target(arena, &target);
-    if (result == 0)
-        result = begin_step(progress, start, STEP_CLONE);
     if (result < 0)
         return result;
+    result = begin_step(progress, start, STEP_CLONE);
+    if (result < 0) {
+        close_target(arena);
+        return result;
+    }
     /* Neither PID namespace nor control group ends what it leaves behind, with these ids. */
     if (target != NULL && target->cgroup <= 0 &&
         (start->clone_flags & (CLONE_NEWUSER | CLONE_NEWPID)) == CLONE_NEWUSER)

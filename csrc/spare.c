@@ -37,6 +37,14 @@ static size_t filter_size(const struct start *start)
     return start->flags & START_FILTER_AHEAD ? start->filter.count * FILTER_SIZE : 0;
 }
 
+/* What it gets only with the request it could not make its own any more (see take_pipes()). Where
+ * the launcher has the rights for it, that does. */
+static int takes_pipes(const struct start *start)
+{
+    return start->pipes != 0 &&
+           (start->flags & (START_MAP_BY_PROGRAM | START_STREAMS)) == START_MAP_BY_PROGRAM;
+}
+
 /* Only what has a user namespace, where no right of the launcher's counts, and dies with a PID
  * namespace. Not in a control group, where it would count. Not what is done before a child joins
  * the container, and not a filter that is loaded before the ids change, or has a listener. */
@@ -51,7 +59,8 @@ static int may_be_spare(const struct request *request)
     size_t data = start->rlimits.count * sizeof(struct limit) +
                   start->groups.count * sizeof(uint32_t) + filter_size(start);
     return target != NULL && target->cgroup <= 0 && request->mapped == 0 && start->fail_step == 0 &&
-           (start->flags & (NEEDED | UNFIT)) == NEEDED && start->cpus.count == 0 &&
+           !takes_pipes(start) && (start->flags & (NEEDED | UNFIT)) == NEEDED &&
+           start->cpus.count == 0 &&
            (start->filter_flags & SECCOMP_FILTER_FLAG_NEW_LISTENER) == 0 &&
            start->clone_flags & CLONE_NEWPID && data < MOST_DATA &&
            *string_at(request->bytes, start->new_root) == 0;

@@ -230,6 +230,27 @@ def test_with_ranges_the_callers_groups_are_dropped_and_others_can_be_set(place:
 
 
 @worker_has_ranges
+def test_one_command_after_the_other_owns_its_streams(place: Path) -> None:
+    # The second of a kind may be one that was made ahead, before there were any.
+    source = """
+    import time
+    show = ["sh", "-c", "echo out >/dev/stdout; echo err >/dev/stderr; cat /proc/self/fd/0"]
+    with Container() as box:
+        box.run(Process(["sleep", "1000"], user="1000:1001"))
+        for streams in ({}, {"stdin": PIPE}, {"stdout": DEVNULL}):
+            wanted = ExecConfig(show, **{"stdout": PIPE, "stderr": PIPE} | streams)
+            answers = []
+            for _ in range(4):
+                answers.append(box.exec(wanted, text=True).communicate())
+                time.sleep(0.03)  # in which it may be made; nothing goes wrong without
+            tell(answers)
+    """
+    plain, given, without = answers(as_worker(place, source))
+    assert plain == given == [["out\n", "err\n"]] * 4
+    assert without == [[None, "err\n"]] * 4
+
+
+@worker_has_ranges
 def test_a_command_in_a_container_with_ranges_has_the_ids_that_it_asks_for(place: Path) -> None:
     source = """
     show = ["sh", "-c", '''

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import pickle
@@ -204,6 +205,35 @@ def test_who_shares_a_network_has_no_rights_over_it(box: Container) -> None:
         told[names] = container.run(python(down), config=config, text=True, check=True).stdout
     # With the user namespace that it belongs to, it is as the other's own.
     assert told == {("net",): "refused\n", ("net", "user"): "done\n"}
+
+
+@as_root
+def test_with_cap_sys_admin_and_shared_ids_the_mounts_are_locked_or_it_is_an_error(
+    box: Container, tmp_path: Path
+) -> None:
+    def with_all(other: Container) -> Config:
+        return Config(
+            namespaces=sharing(other, "user", "ipc").namespaces,
+            capabilities=container.Capabilities.all(),
+            mounts=[container.Mount.bind(tmp_path, "/data", read_only=True)],
+        )
+
+    with pytest.raises(LaunchError) as caught:
+        container.run(["true"], config=with_all(box))
+    assert (caught.value.step, caught.value.errno) == ("lock-mounts", errno.ENOSPC)
+    assert "nested=True" in str(caught.value.hint)
+    script = """
+    exec 2>/dev/null
+    mount -o remount,bind,rw /data && echo remounted
+    umount /proc/keys && echo uncovered
+    touch /data/made && echo made
+    grep CapEff /proc/self/status
+    """
+    with idle(Config(nested=True)) as outer:
+        result = container.run(["sh", "-c", script], config=with_all(outer), text=True)
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    assert str(result.stdout).split() == ["CapEff:", f"{(2 << last) - 1:016x}"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @as_root
