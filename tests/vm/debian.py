@@ -84,7 +84,7 @@ class Archive:
 
     def __init__(self, suite: str, folder: Path, architecture: str | None = None) -> None:
         self._folder = folder
-        self._uri = archive_uri()
+        self._suite, self._uri = suite, archive_uri()
         self._architecture = architecture
         for name in ("lists/partial", "archives/partial", "packages"):
             (folder / name).mkdir(parents=True)
@@ -96,7 +96,10 @@ class Archive:
     def closure(self, package: str, prefix: str) -> list[str]:
         """`package` and what it depends on, as far as the names begin with `prefix`."""
         flags = ["-q", "--simulate", "--no-install-recommends"]
-        out = text(["apt-get", *self._options(), *flags, "install", package])
+        try:
+            out = text(["apt-get", *self._options(), *flags, "install", package])
+        except SetupError as error:
+            raise SetupError(f"{self._suite} has no {package} that is whole: {error}") from error
         words = [line.split() for line in out.splitlines() if line.startswith("Inst ")]
         return [word[1] for word in words if word[1].startswith(prefix)]
 
@@ -159,7 +162,7 @@ def run(command: Sequence[str], cwd: Path | None = None, env: dict[str, str] | N
             command, cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SetupError(f"{command[0]}: {error}") from error
+        raise SetupError(_failed(error, command)) from error
 
 
 def text(command: Sequence[str]) -> str:
@@ -169,8 +172,14 @@ def text(command: Sequence[str]) -> str:
             command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SetupError(f"{command[0]}: {error}") from error
+        raise SetupError(_failed(error, command)) from error
     return done.stdout
+
+
+def _failed(error: OSError | subprocess.CalledProcessError, command: Sequence[str]) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{command[0]} ended with status {error.returncode}"
+    return f"{command[0]}: {error.strerror}"
 
 
 def _matches(tool: str) -> bool:

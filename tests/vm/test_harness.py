@@ -369,6 +369,20 @@ def test_missing_programs_are_named_by_their_packages(tmp_path: Path) -> None:
     assert debian.missing(tools, str(tmp_path)) == ["p", "r"]
 
 
+def test_suite_without_such_a_kernel_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        'case "$*" in *indextargets*) echo "Debian|Debian|http://c/";; *simulate*) exit 100; esac'
+    )
+    fake_program(tmp_path, "apt-get", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    archive = debian.Archive("backports", tmp_path / "apt")
+    told = "backports has no linux-image that is whole: apt-get ended with status 100"
+    with pytest.raises(SetupError, match=told):
+        archive.closure("linux-image", "linux-")
+
+
 def test_what_another_run_has_installed_meanwhile_is_not_installed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

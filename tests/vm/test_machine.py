@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +36,23 @@ def harness(*arguments: str, stdin: str = "") -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def processor_time(pid: int) -> float:
+    """Seconds of a process, its children and those it has reaped.
+
+    One emulated processor is what a boot waits for: on a host that is not busy it takes as long.
+    """
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = 0
+    for each in (pid, *children):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        total += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.mark.parametrize("systemd", [False, True])
 @pytest.mark.parametrize("kernel", kernels.NAMES)
 def test_machine_is_complete_and_quick(tmp_path: Path, kernel: str, systemd: bool) -> None:
     arguments = ["--kernel", kernel, *(["--systemd"] if systemd else []), "--selftest"]
-    started = time.monotonic()
     with subprocess.Popen(
         [sys.executable, RUN, *arguments, "--report", str(tmp_path), "--", "-v"],
         stdin=subprocess.DEVNULL,
@@ -53,14 +64,16 @@ def test_machine_is_complete_and_quick(tmp_path: Path, kernel: str, systemd: boo
             piece = os.read(process.stdout.fileno(), 1 << 16)
             assert piece, out.decode()
             out += piece
-        until_first_test = time.monotonic() - started
+        until_first_test = processor_time(process.pid)
         out += process.stdout.read()
     assert process.returncode == 0, out.decode()
     cases = list(ElementTree.parse(next(tmp_path.glob("*.xml"))).iter("testcase"))
     # one is skipped, which is about the other init
     assert f"): passed: {len(cases) - 1} passed, 1 skipped; " in out.decode()
-    print(f"{kernel}{' systemd' * systemd}: first test after {until_first_test:.1f} s")
-    assert until_first_test < 30  # on a host that is not busy
+    print(
+        f"{kernel}{' systemd' * systemd}: first test after {until_first_test:.1f} s of a processor"
+    )
+    assert until_first_test < 30
 
 
 @pytest.mark.parametrize(
