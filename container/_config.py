@@ -589,6 +589,7 @@ _MOUNT_TYPES = {
     "sysfs": MountFlags.SYSFS,
     "devpts": MountFlags.DEVPTS,
     "mqueue": _NO_FLAGS,
+    "cgroup2": _NO_FLAGS,
 }
 
 
@@ -647,12 +648,13 @@ class Mount(_Checked):
 
     ``source`` is a path of the host; ``target`` is absolute, below the container's root, and made
     where it is missing. ``type`` (``"bind"``, ``"tmpfs"``, ``"proc"``, ``"sysfs"``, ``"devpts"``,
-    ``"mqueue"``) and ``flags`` may each be left out where the other says it; ``data`` are the
-    options of the file system, such as ``"size=64m,mode=1777"`` (tmpfs(5)).
+    ``"mqueue"``, ``"cgroup2"``) and ``flags`` may each be left out where the other says it;
+    ``data`` are the options of the file system, such as ``"size=64m,mode=1777"`` (tmpfs(5)).
 
     A bind includes the mounts below its source unless ``recursive`` is False; what is said of a
     mount holds for those too. ``read_only``, ``nosuid``, ``nodev`` and ``noexec`` are those of
-    mount(8). Left out, ``read_only`` is that of the flags, and True for sysfs; ``nosuid`` is False
+    mount(8). Left out, ``read_only`` is that of the flags, and True for sysfs and cgroup2, which
+    shows the control group that a Config with ``resources`` has; ``nosuid`` is False
     only in a Config with ``no_new_privileges=False``, ``nodev`` only for devpts.
 
     Flags of propagation (mount_namespaces(7)): PRIVATE, which all are by default; SLAVE shows what
@@ -688,7 +690,7 @@ class Mount(_Checked):
         else:
             self._check_new(kind)
         # One spelling of each mount, so that equal mounts compare equal.
-        said = bool(self.flags & MountFlags.BIND_READ_ONLY) or kind == "sysfs"
+        said = bool(self.flags & MountFlags.BIND_READ_ONLY) or kind in ("sysfs", "cgroup2")
         read_only = said if self.read_only is None else self.read_only
         flags = next(iter(_MOUNT_TYPES[kind]), _NO_FLAGS)
         flags = MountFlags.BIND_READ_ONLY if kind == "bind" and read_only else flags
@@ -1693,6 +1695,7 @@ class Config(_Checked):
             if getattr(self.namespaces, str(kind)) is not True:
                 _fail(f"sysctl[{name!r}]", f"needs a new namespaces.{kind}: it would be another's")
         _unique(self.mounts, "target", "mounts")
+        self._check_shown_groups()
         if self.landlock is not None and not self.no_new_privileges:
             _fail("landlock", "needs no_new_privileges")
         if self.seccomp is not None and self.seccomp.asks and not self.no_new_privileges:
@@ -1736,6 +1739,17 @@ class Config(_Checked):
         networks = cast(Any, self.network if several else (self.network,))
         return tuple(each for each in networks if each and each.mode == NetworkMode.BRIDGE)
 
+    def _check_shown_groups(self) -> None:
+        for index, mount in enumerate(self.mounts):
+            if mount.type != "cgroup2":
+                continue
+            if self.resources is None or self.namespaces.cgroup is not True:
+                field = f"mounts[{index}].type"
+                _fail(field, "needs resources and a new namespaces.cgroup: it would show another's")
+            if not mount.read_only:
+                field = f"mounts[{index}].read_only"
+                raise UnsupportedError("must be True: limits could be lifted", field=field)
+
     def _check_hooks(self) -> None:
         if self.hooks is None:
             return
@@ -1746,6 +1760,22 @@ class Config(_Checked):
                 raise UnsupportedError(
                     f"would run with the {name} of the container", field="hooks.create_container"
                 )
+
+    @classmethod
+    def from_oci(cls, content: Mapping[str, Any], bundle: StrPath = ".") -> "Config":
+        """What a config.json (OCI runtime-spec) says of the container; relative paths begin at
+        ``bundle``. `container.oci.parse` has its program too. `ConfigError` and `UnsupportedError`
+        have the JSON path of what is wrong, or is not there: docs/oci.md has a list.
+        """
+        from container.oci import parse  # noqa: PLC0415  (it knows this module)
+
+        return parse(content, bundle).config
+
+    def to_oci(self) -> dict[str, Any]:
+        """A config.json without a program. `UnsupportedError` for what that has no words for."""
+        from container.oci._render import render  # noqa: PLC0415
+
+        return render(self)
 
     @classmethod
     def default(cls) -> Self:
