@@ -231,6 +231,7 @@ class RowTable:
         self.root = len(stage)
         shifted = (replace(row, base=row.base + self.root) for row in rows[1:])
         self.rows = (*stage, *rows[:1], *shifted)
+        self.opened = [index for index, row in enumerate(self.rows) if row.opened]
         self._kept: dict[tuple[bool | None, ...], bytes] = {}
 
     def encode(self, sources: Sequence[Source | None], *, by_fd: bool) -> bytes:
@@ -1401,18 +1402,19 @@ def _attempt(
     by_fd: bool,
     wait: bool,
 ) -> Child:
-    if request.flags & StartFlag.LEASE:
+    flags = int(request.flags)  # what its class does costs more than all that is done here
+    if flags & lib.START_LEASE:
         launcher.find_leases()
-    in_cgroup = bool(request.flags & StartFlag.CGROUP)
+    in_cgroup = bool(flags & lib.START_CGROUP)
     if in_cgroup:
         launcher.find_cgroups(controllers_of(request.base.settings))
     shares_user = NAMESPACE_FLAGS["user"] in request.joined
-    owns_pipes = by_fd or shares_user or request.flags & StartFlag.MAP_BY_PROGRAM
+    owns_pipes = by_fd or shares_user or flags & lib.START_MAP_BY_PROGRAM
     data = request.encode(maps, sources, by_fd=by_fd, pipes=pipes if owns_pipes else 0)
     fds = [source.fd for source in sources if source is not None] if by_fd else []
     child = launcher.start(data, fds, (*stdio, *request.passed, *joined))
     child.in_cgroup = in_cgroup
-    if request.flags & StartFlag.QUIET or not wait:
+    if flags & lib.START_QUIET or not wait:
         return child
     try:
         while not (child.created or child.hooks_at or child.started or child.over):

@@ -7,6 +7,7 @@ import re
 import resource
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from errno import (
@@ -474,20 +475,20 @@ def _cwd_for(config: Config) -> str:
 class Sources(list[Source | None]):
     """What rows bind, opened with the caller's rights and in its mount namespace."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        super().__init__()
+    def __init__(self, table: RowTable) -> None:
+        super().__init__([None] * len(table.rows))
         try:
-            for row in rows:
-                self.append(_open_source(row) if row.opened else None)
+            for index in table.opened:
+                self[index] = _open_source(table.rows[index])
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        while self:
-            source = self.pop()
-            if source is not None:
-                os.close(source.fd)
+        opened = [source.fd for source in self if source is not None]
+        self.clear()
+        for fd in opened:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -525,8 +526,8 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = Tr
     identity = plan.identity
     for index, fd in enumerate(plan.request.passed):
         _check_passed(fd, f"pass_fds[{index}]")
-    with Sources(plan.rows) as sources, open_joined(plan.joined) as joined:
-        if any(row.flags & RowFlag.PROCFS for row in plan.rows):
+    with Sources(plan.request.base.table) as sources, _open_joined(plan) as joined:
+        if joined and any(row.flags & RowFlag.PROCFS for row in plan.rows):
             refuse_own_pids(plan.joined, joined)
         try:
             return launch(
@@ -546,6 +547,13 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = Tr
                 f"sharing it takes a control group, which ends all of the container: {error}",
                 field="namespaces.pid",
             ) from error
+
+
+_NONE_JOINED = nullcontext[Sequence[int]](())
+
+
+def _open_joined(plan: Plan) -> AbstractContextManager[Sequence[int]]:
+    return open_joined(plan.joined) if plan.joined else _NONE_JOINED
 
 
 # Errors ----------------------------------------------------------------------------------------

@@ -257,10 +257,11 @@ static long directory_row(struct filesystem *fs, const struct row *row)
 
 static long device_row(struct filesystem *fs, const struct row *row)
 {
-    long result = name_row(fs, row);
-    if (result == -EPERM && *string_at(fs->request->bytes, row->source) != 0)
-        result = bind_row(fs, row);
-    return result;
+    int has_source = *string_at(fs->request->bytes, row->source) != 0;
+    long result = -EPERM; /* as always, in a user namespace that is not the first */
+    if (!has_source || (fs->request->start->flags & START_FRESH_USER) == 0)
+        result = name_row(fs, row);
+    return result == -EPERM && has_source ? bind_row(fs, row) : result;
 }
 
 static long do_row(struct filesystem *fs, const struct row *row)
