@@ -18,6 +18,7 @@ LAUNCHER_SOURCES = [
         "blank",
         "cgroup",
         "child",
+        "clients",
         "containers",
         "exec",
         "filesystem",
@@ -30,6 +31,7 @@ LAUNCHER_SOURCES = [
         "lease",
         "line",
         "listener",
+        "log",
         "mapper",
         "memfd",
         "message",
@@ -42,6 +44,7 @@ LAUNCHER_SOURCES = [
         "runtime",
         "spare",
         "start",
+        "supervisor",
         "terminal",
         "walls",
     )

@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from container._events import ContainerEvent, EventKind
     from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
     from container._hooks import run_hooks
+    from container._logs import LogEntry
     from container._network._addresses import allocate_ip
     from container._network._files import write_hosts, write_resolv_conf
     from container._network._host import (
@@ -112,6 +113,7 @@ if TYPE_CHECKING:
     from container._network._ports import PortForwarder
     from container._oneshot import popen, run
     from container._process import ExecProcess
+    from container._prune import Pruned, list_containers, prune
     from container._signals import SignalForwarder
     from container._state import StateManager
 
@@ -135,6 +137,8 @@ _LAZY = {
     "PidsStats": "_cgroup",
     "PortForwarder": "_network._ports",
     "Pressure": "_cgroup",
+    "LogEntry": "_logs",
+    "Pruned": "_prune",
     "Report": "_doctor",
     "SignalForwarder": "_signals",
     "StateManager": "_state",
@@ -146,7 +150,9 @@ _LAZY = {
     "get_namespace_paths": "_exec",
     "join_network_namespace": "_exec",
     "lease_ip": "_network._leases",
+    "list_containers": "_prune",
     "popen": "_oneshot",
+    "prune": "_prune",
     "run": "_oneshot",
     "run_hooks": "_hooks",
     "setup_container_network": "_network._network",
@@ -200,6 +206,7 @@ __all__ = [
     "Join",
     "Landlock",
     "LaunchError",
+    "LogEntry",
     "MemoryEvents",
     "MemoryResources",
     "MemoryStats",
@@ -217,6 +224,7 @@ __all__ = [
     "PortMapping",
     "Pressure",
     "Process",
+    "Pruned",
     "Report",
     "Resources",
     "Result",
@@ -246,8 +254,10 @@ __all__ = [
     "get_namespace_paths",
     "join_network_namespace",
     "lease_ip",
+    "list_containers",
     "popen",
     "port_mappings_from_strings",
+    "prune",
     "run",
     "run_hooks",
     "setup_container_network",

@@ -19,7 +19,15 @@ from container._errors import (
     ControllerNotEnabledError,
     publish,
 )
-from container._hierarchy import SUBTREE, available, enable, find_hierarchy, find_place, read
+from container._hierarchy import (
+    SUBTREE,
+    available,
+    enable,
+    find_hierarchy,
+    find_place,
+    read,
+    subtrees,
+)
 from container._limits import Setting, controllers_of, settings_of
 
 OPTIONAL = ("memory", "pids")  # for the numbers, where they cost nothing
@@ -566,7 +574,13 @@ def _lock(path: str) -> int | None:
     return None
 
 
-def _prune(directory: str) -> None:
+def prune_places() -> list[str]:
+    """End and remove what dead launchers have left; the directories that went."""
+    return [path for directory in subtrees() for path in _prune(directory)]
+
+
+def _prune(directory: str) -> list[str]:
+    removed = []
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         fd = _lock(path) if name.startswith(_MARK) else None
@@ -576,9 +590,11 @@ def _prune(directory: str) -> None:
             # Somebody else's, or something in it will not die: not for us to tell.
             with suppress(CgroupError, OSError):
                 Cgroup(path).kill()
-                _remove(path)
+                remove_tree(path)
+                removed.append(path)
         finally:
             os.close(fd)
+    return removed
 
 
 def remove_tree(path: str) -> None:

@@ -15,6 +15,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,11 +39,19 @@ from container._config import (
     parse_duration,
 )
 from container._container import Container
-from container._errors import ConfigError, ContainerError, LaunchError, UnsupportedError
+from container._errors import (
+    ConfigError,
+    ContainerError,
+    LaunchError,
+    StateError,
+    UnsupportedError,
+)
 from container._exec import exec_in_namespaces
 from container._limits import limit_further
+from container._manage import add_commands
 from container._oneshot import parse_bind
 from container._process import ExecProcess
+from container._state import StateManager
 from container._streams import typed
 from container._terminal import CallersTerminal
 
@@ -60,7 +69,7 @@ _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
 _LATER_WITH_VALUE = ("-p",)
-_LATER_FLAGS = ("-d",)
+_DETACHED_ONLY = ("restart", "log_size")
 
 
 _TERMINAL_HELP = "a terminal of its own, shown on ours; what is typed on ours goes to it"
@@ -95,6 +104,7 @@ def _parser() -> _Parser:
     _add_run(commands)
     _add_exec(commands)
     _add_stats(commands)
+    add_commands(commands)
     doctor = commands.add_parser(
         "doctor", help="try what this machine allows", description="Try what this machine allows."
     )
@@ -108,7 +118,8 @@ def _add_run(commands: Any) -> None:
         "run",
         help="run a command in a fresh container",
         usage="container run [OPTION]... -- CMD [ARG]...",
-        description="Run a command in a fresh container, which goes when the command ends.",
+        description="Run a command in a fresh container, which goes when the command ends. With -d"
+        " it stays in `container ps --all`, with its status and log, until it is removed.",
         epilog="The exit status is the command's; 128+N: signal N; 124: timeout; 125: our own"
         " error; 126: cannot be executed; 127: not found.",
         allow_abbrev=False,
@@ -131,25 +142,26 @@ def _add_run(commands: Any) -> None:
     add("--timeout", type=float, metavar="S", help="seconds after which everything is killed")
     add("--hostname", metavar="NAME", help="host name inside (default: container)")
     add("--name", metavar="ID", help="id of the container (default: a random one)")
-    add("--rm", action="store_true", help="nothing: a container always goes with its command")
+    add("-d", action="store_true", help="detached: print the id, and leave it running")
+    add("--rm", action="store_true", help="with -d: its state and log go when it ends")
+    add("--restart", metavar="POLICY", help="with -d: no, on-failure[:N] or always")
+    add("--log-size", metavar="SIZE", help="with -d: how much of its output is kept (16M)")
     add("--net", default="none", metavar="none", help="network: none but loopback, so far")
     for option in _LATER_WITH_VALUE:
         add(option, action=_Later, help=argparse.SUPPRESS)
-    for option in _LATER_FLAGS:
-        add(option, action=_Later, nargs=0, help=argparse.SUPPRESS)
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def _add_exec(commands: Any) -> None:
     parser = commands.add_parser(
         "exec",
-        help="run a command in the namespaces of a process",
-        usage="container exec [OPTION]... PID -- CMD [ARG]...",
-        description="Run a command in the namespaces of a process, such as the first one of a"
-        " container: as that process's root, with no more capabilities than it has.",
-        epilog="A container that runs has no name yet by which others could find it: give the pid"
-        " of a process in it. The exit status is as that of container run. The process's own"
-        " filter of system calls cannot be copied: where it has one, the command gets"
+        help="run a command in a detached container, or in the namespaces of a process",
+        usage="container exec [OPTION]... ID|PID -- CMD [ARG]...",
+        description="Run a command in a detached container, with the environment, the rights and"
+        " the filter of its first process; or in the namespaces of any process: as that process's"
+        " root, with no more capabilities than it has.",
+        epilog="The exit status is as that of container run. The filter of system calls of a"
+        " process that is given by its PID cannot be copied: where it has one, the command gets"
         " the default one.",
         allow_abbrev=False,
     )
@@ -157,12 +169,12 @@ def _add_exec(commands: Any) -> None:
     add = parser.add_argument
     add("-e", action="append", default=[], metavar="K=V", type=_variable, help="set a variable")
     add("-w", metavar="DIR", help="working directory (default: /)")
-    add("-u", metavar="UID[:GID]", help="numbers inside (default: 0:0)")
+    add("-u", metavar="USER[:GROUP]", help="with PID numbers (default: as the first process)")
     add("-i", action="store_true", help="pass standard input on (default: /dev/null)")
     add("-t", action="store_true", help=_TERMINAL_HELP)
     add("--timeout", type=float, metavar="S", help="seconds after which all it started is killed")
     add("-d", action=_Later, nargs=0, help=argparse.SUPPRESS)
-    add("pid", metavar="PID")
+    add("target", metavar="ID|PID")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -202,6 +214,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.hostname is not None:
         config = replace(config, hostname=options.hostname)
     config = replace(config, resources=_limits(options))
+    if options.d:
+        return _run_detached(options, config)
+    for name in _DETACHED_ONLY:
+        if getattr(options, name) is not None:
+            raise ConfigError("needs -d", field=f"--{name.replace('_', '-')}")
     terminal = _terminal(options)
     process = Process(
         options.command[options.command[:1] == ["--"] :],
@@ -218,6 +235,34 @@ def _run(options: argparse.Namespace) -> int:
         _converse(box, terminal)
         status = box.wait()
     return status if status >= 0 else _SIGNALLED - status
+
+
+def _run_detached(options: argparse.Namespace, config: Config) -> int:
+    if options.i:
+        raise ConfigError("a detached container has no standard input", field="-i")
+    process = Process(
+        options.command[options.command[:1] == ["--"] :],
+        env=dict(options.e),
+        cwd=options.w,
+        user=options.u,
+        init=options.init,
+        tty=options.t,
+    )
+    box = Container(config, id=options.name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        box.run(
+            process,
+            detach=True,
+            auto_remove=options.rm,
+            restart=options.restart or "no",
+            lifetime=options.timeout,
+            log_size=options.log_size or "16M",
+        )
+    for warning in caught:
+        _say(str(warning.message), "warning")
+    print(box.id)
+    return 0
 
 
 def _limits(options: argparse.Namespace) -> Resources | None:
@@ -243,12 +288,6 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _exec(options: argparse.Namespace) -> int:
-    if not options.pid.isdecimal():
-        raise UnsupportedError(
-            f"containers cannot be found by name yet, as {options.pid!r}: give the pid of a process"
-            " in it",
-            field="PID",
-        )
     terminal = _terminal(options)
     config = ExecConfig(
         options.command[options.command[:1] == ["--"] :],
@@ -259,7 +298,7 @@ def _exec(options: argparse.Namespace) -> int:
     )
     if options.timeout is not None:
         _end_after(parse_duration(options.timeout, "--timeout"))
-    process = exec_in_namespaces(int(options.pid), config)
+    process = _start_exec(options.target, config)
     try:
         _converse(process, terminal)
         status = process.wait()
@@ -269,6 +308,24 @@ def _exec(options: argparse.Namespace) -> int:
     finally:
         process.close()
     return status if status >= 0 else _SIGNALLED - status
+
+
+def _start_exec(target: str, config: ExecConfig) -> ExecProcess:
+    """By name first: a detached container may have a number for its name."""
+    try:
+        return Container.open(target).exec(config)
+    except (ConfigError, StateError):
+        if not target.isdecimal() or _is_container(target):
+            raise
+    return exec_in_namespaces(int(target), config)
+
+
+def _is_container(id: str) -> bool:
+    try:
+        with StateManager().opened(id):
+            return True
+    except ContainerError:
+        return False
 
 
 # Ends that come from outside ---------------------------------------------------------------------
@@ -505,9 +562,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _say(message: str) -> None:
+def _say(message: str, kind: str = "error") -> None:
     with suppress(OSError):
-        os.write(2, f"container: error: {message}\n".encode(errors="backslashreplace"))
+        os.write(2, f"container: {kind}: {message}\n".encode(errors="backslashreplace"))
 
 
 def _status_of(error: Exception) -> int:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
-from container import _files
+from container import __version__, _files
 from container._cgroup import Cgroup, CgroupStats, is_frozen, name_group
 from container._config import (
     Config,
@@ -46,7 +46,7 @@ from container._events import ContainerEvent, begin, follow
 from container._events import Watch as EventWatch
 from container._hooks import HookRunner
 from container._join import Host, Manner, parse_exec, parse_namespaces, run_member
-from container._launcher import Child, StartFlag
+from container._launcher import Child, Guest, StartFlag
 from container._limits import controllers_of, settings_of
 from container._plan import Plan, explain, launch_plan, make_plan
 from container._process import (
@@ -58,6 +58,8 @@ from container._process import (
 from container._streams import NAMES, Stdio, open_process_stdio, open_stream
 
 if TYPE_CHECKING:
+    from container._detached import Detached
+    from container._logs import LogEntry
     from container._network._network import Connection, Network
 
 _containers: "WeakSet[Container]" = WeakSet()
@@ -127,6 +129,8 @@ class Container:
             HookRunner(self.config.hooks, self._state_for_hooks) if self.config.hooks else None
         )
         self._owes_poststop = False
+        self._detached: Detached | None = None
+        self._planned_anew: Plan | None = None
         self._created_at = datetime.now(UTC)
         self._started_at: datetime | None = None
         self._stopped_at: datetime | None = None
@@ -194,19 +198,110 @@ class Container:
         if self._hooks is not None:
             self._hooks.run(HookType.POSTSTART, State.RUNNING, child.pid)
 
-    def run(self, process: Process, *, detach: bool = False) -> None:
+    def run(
+        self,
+        process: Process,
+        *,
+        detach: bool = False,
+        auto_remove: bool = False,
+        restart: str = "no",
+        lifetime: float | timedelta | None = None,
+        log_size: int | str = "16M",
+    ) -> None:
         """Create and start; returns once the program runs.
 
         Raises `LaunchError` naming the step that failed, `HookError` for a hook that did; nothing
         is left behind then.
+
+        With ``detach`` it lives on by itself, whatever becomes of the caller, until its program
+        ends or somebody ends it: `open` finds it by its id, which nobody else may have. Streams
+        that are None are then not the caller's: there is nothing to read, and what is written goes
+        to a log of ``log_size`` bytes (0: to nowhere), of which the oldest half is let go when it
+        is full. Its state and log stay until `destroy`; with ``auto_remove`` they go with its end.
+        After ``lifetime`` seconds it is killed. ``restart`` is ``"no"``, ``"on-failure"``,
+        ``"on-failure:N"`` (N times at most) or ``"always"``: whether the program is started again
+        after it ended by itself, in a fresh container, each time after a longer while. A
+        `RuntimeWarning` says that it will not outlive the unit of systemd's that the caller is in.
         """
-        if detach:
-            raise UnsupportedError("detached containers are not supported yet", field="detach")
+        given = (auto_remove, restart, lifetime, log_size)
+        if not detach and given != (False, "no", None, "16M"):
+            raise ConfigError("auto_remove, restart, lifetime and log_size need it", field="detach")
         with self._lock:
+            if detach:
+                self._run_detached(process, given)
+                return
             child = self._create(process, StartFlag(0))
             with self._undone(child):
                 self._note_start(child)
                 self._run_poststart(child)
+
+    def _run_detached(self, process: Process, given: tuple[Any, ...]) -> None:
+        from container._detached import launch_detached, parse_life  # noqa: PLC0415
+
+        life = parse_life(*given)
+        self._check_unused(process)
+        if self.config.bridges:
+            raise UnsupportedError(
+                "a detached container cannot be at a bridge yet: its addresses end with its caller",
+                field="config.network",
+            )
+        if self.config.hooks is not None:
+            raise UnsupportedError("a detached container runs none yet", field="config.hooks")
+        config, _ = connect(self.config, self.id)
+        found = launch_detached(config, process, self.id, life)
+        self._take_detached(found)
+        self._process = process
+        reason = found.entry.detached.get("ends_with_unit")
+        if reason:
+            warnings.warn(
+                f"container {self.id} ends with the systemd unit that it is started in: {reason}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @classmethod
+    def open(cls, id: str) -> Self:
+        """A detached container, of whichever process: one that runs, or has ended.
+
+        `ContainerNotFoundError` when there is none; `StateError` where it is just being made, or
+        was started with rights that the caller does not have, such as by another user or with more
+        capabilities. Of one that another version has started, everything but `exec` can be used;
+        its ``config`` is not known then, nor once it has ended.
+        """
+        from container._detached import find_detached  # noqa: PLC0415
+
+        box = cls(id=id)
+        box._take_detached(find_detached(box.id))
+        return box
+
+    def _take_detached(self, found: "Detached") -> None:
+        state = found.entry.state
+        self._child = found.child
+        self._detached = found
+        self._created_at = state.created_at
+        self._started_at = state.started_at
+        self._stopped_at = state.stopped_at
+        if found.manual is not None:
+            self.config, self._process = found.manual.config, found.manual.process
+
+    def logs(self, *, stdout: bool = True, stderr: bool = True) -> bytes:
+        """What a detached container has written to these streams, as far as the log goes back."""
+        wanted = {name for name, flag in (("stdout", stdout), ("stderr", stderr)) if flag}
+        return b"".join(entry.data for entry in self.log_entries() if entry.stream in wanted)
+
+    def log_entries(self, *, follow: bool = False) -> Iterator["LogEntry"]:
+        """The same piece by piece; with ``follow`` what comes as well, until it ends for good."""
+        from container._logs import follow_log, read_log  # noqa: PLC0415
+        from container._state import StateManager  # noqa: PLC0415
+
+        child = self._used_child()
+        if self._detached is None:
+            raise StateError(f"container {self.id} is not detached: its streams are its log")
+        with StateManager().opened(self.id) as directory:
+            if follow and isinstance(child, Guest):
+                yield from follow_log(directory, child)
+            else:
+                yield from read_log(directory)
 
     def _check_unused(self, process: Process) -> None:
         self._check_owner()
@@ -416,9 +511,24 @@ class Container:
         if self._state(child) != State.RUNNING:
             parse_exec(config)
             self._refuse("exec in", child)
-        if self._host is None:
-            self._host = Host(self.config, self._process, self._plan, child)
+        if self._host is None or self._host.serial != child.serial:  # it was started again
+            plan = self._planned()
+            self._host = Host(self.config, self._process, plan, child, child.serial)
         return self._host
+
+    def _planned(self) -> Plan:
+        """How it was started; a detached one as it would be now."""
+        if self._detached is None:
+            return self._plan
+        if self._detached.manual is None:
+            raise StateError(
+                f"container {self.id} was started by version"
+                f" {self._detached.entry.detached.get('version')}, which this one,"
+                f" {__version__}, cannot ask to run a command"
+            )
+        if self._planned_anew is None:
+            self._planned_anew = make_plan(self.config, self._process, StartFlag(0))
+        return self._planned_anew
 
     def _forget_members(self) -> None:
         with self._members_lock:
@@ -467,7 +577,7 @@ class Container:
             with suppress(StateError):
                 self.resume()
         if self._state(child) == State.RUNNING:
-            child.signal(config.stop_signal)
+            child.stop(config.stop_signal)
             child.signal(SIGCONT)  # a stopped process would take no notice
             while not child.over and (left := deadline - monotonic()) > 0:
                 child.wait_news(left)
@@ -478,7 +588,7 @@ class Container:
     def _kill(self, child: Child) -> None:
         child.receive()
         if not child.over:
-            child.signal(9)
+            child.stop(9)
         while not child.over:
             child.wait_news(None)
             child.receive()
@@ -615,6 +725,7 @@ class Container:
         """Kill every process of the container and give everything back. Idempotent.
 
         `CleanupError` when hooks for its end failed; it is gone all the same.
+        Of a detached one, state and log go as well. Leaving a ``with`` block does not destroy it.
         """
         if os.getpid() != self._owner:
             return  # a fork's copy: the container is the parent's
@@ -625,6 +736,8 @@ class Container:
                 try:
                     self._kill(child)
                     self._forget_members()
+                    if self._detached is not None:
+                        self._remove_detached(child)
                 finally:
                     child.close()
                     self._close_streams()
@@ -633,17 +746,26 @@ class Container:
                     self._disconnect()
                 self._finish_hooks()
 
+    def _remove_detached(self, child: Child) -> None:
+        from container._detached import await_end, remove_detached  # noqa: PLC0415
+
+        await_end(child)
+        remove_detached(self.id)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.destroy()
+        if self._detached is None:
+            self.destroy()
+        elif self._child is not None:
+            self._child.close()
 
     def __del__(self) -> None:
         child: Child | None = getattr(self, "_child", None)
         if child is None or self._owner != os.getpid():
             return
-        if not child.over and not self._destroyed:
+        if self._detached is None and not child.over and not self._destroyed:
             warnings.warn(f"container {self.id} was never destroyed", ResourceWarning, stacklevel=2)
             child.signal(9)
         child.close()

@@ -89,6 +89,7 @@ class Host:
     process: Process
     plan: Plan
     child: Child
+    serial: int  # of the child: one that is detached may be started again
     kept: dict[object, "Known"] = field(default_factory=dict)
     lines: Lines = field(default_factory=Lines)
 

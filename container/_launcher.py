@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntFlag
+from functools import cache
 from math import ceil
 from select import POLLIN, poll
 from signal import SIGKILL, pidfd_send_signal
@@ -28,6 +29,7 @@ from termios import TIOCSWINSZ
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final
+from zlib import crc32
 
 from container import _ids
 from container._cgroup import Cgroup, Place, claim_place, extend_place
@@ -92,6 +94,7 @@ _STARTED: Final[int] = lib.REPORT_STARTED
 _OF_HOOKS = (lib.REPORT_HOOKS, lib.REPORT_HOOK)
 _ENDS: Final = (lib.REPORT_EXITED, lib.REPORT_FAILED)
 TRIES = 8  # of launchers that are being killed while they are asked
+_HELLO_PATIENCE = 10.0  # seconds; only one that was stopped needs more
 _EXIT_PATIENCE = 5.0  # seconds; only a stuck kernel needs more
 _ANSWER: Final[Any] = ffi.typeof("struct answer *")
 MAX_INLINE: Final[int] = lib.MAX_INLINE
@@ -656,7 +659,7 @@ class Child:
     def run_hook(self, request: bytes, stdio: Sequence[int]) -> None:
         """Have it run a hook inside, while it waits for them; `hook_end` tells of its end."""
         self.hook_end = None
-        memfd = _seal_request(request)
+        memfd = seal("container-request", request)
         try:
             command = ffi.new("struct command *", (lib.COMMAND_HOOK, len(request)))
             send_fds(self.channel, bytes(ffi.buffer(command)), [memfd, *stdio])
@@ -664,6 +667,10 @@ class Child:
             pass  # its end is on its way to us
         finally:
             os.close(memfd)
+
+    def stop(self, number: int) -> None:
+        """Send a signal, after which it is not to be started again."""
+        self.command(lib.COMMAND_STOP, number)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal, and by SIGWINCH the program in front of that; not after its end."""
@@ -706,7 +713,7 @@ class Child:
         try:
             self.receive()
             self.end_descendants()
-            self.signal(9)
+            self.stop(9)
             while not self.over:
                 self.wait_news(None)
                 self.receive()
@@ -1077,7 +1084,7 @@ class Launcher:
         fds = list(stdio)
         memfd = -1
         if len(request) > lib.MAX_INLINE:
-            memfd = _seal_request(request)
+            memfd = seal("container-request", request)
             fds.insert(0, memfd)
             request = _say_memfd(request)
         first = _FDS_PER_MESSAGE - len(fds) - 1
@@ -1149,6 +1156,25 @@ class Launcher:
                     _reap_blanks()
                 os.close(fd)
 
+    def release(self) -> None:
+        """Give the fds back of one that lives on without us, as somebody's own."""
+        with self._lock:
+            self._closed = True
+            self.socket.close()
+            for fd in filter(None, (self.pidfd, self._guard_pidfd)):
+                os.close(fd)
+            self._guard_pidfd = None
+
+    def claim(self, top: int, directory: int) -> None:
+        """Make it the owner of a container's directory; BlockingIOError where that has one."""
+        request = lib.REQUEST_CLAIM.to_bytes(4, byteorder)
+        _check_answer(self._ask(request, [top, directory]), "cannot lock the state")
+
+    def detach(self, life: "Lifespan", serial: int, name: str, fds: Sequence[int]) -> None:
+        """Have a container at the gate live on without us, once it is started."""
+        report = self._ask(encode_detach(life, serial, name), fds)
+        _check_answer(report, "the launcher cannot detach the container")
+
     def end(self) -> None:
         """Close it and wait until every container of it is gone."""
         with self._lock:
@@ -1161,6 +1187,219 @@ class Launcher:
         self.close()
 
 
+# Detached containers ---------------------------------------------------------------------------
+
+
+class DetachFlag(IntFlag):
+    """``enum detach_flag``."""
+
+    STDOUT = lib.DETACH_STDOUT
+    STDERR = lib.DETACH_STDERR
+    REMOVE = lib.DETACH_REMOVE
+    RESTART_FAILURE = lib.DETACH_RESTART_FAILURE
+    RESTART_ALWAYS = lib.DETACH_RESTART_ALWAYS
+    LAST_WORDS = lib.DETACH_LAST_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Lifespan:
+    """What a detached container's launcher does by itself; see ``struct detach``. Seconds."""
+
+    flags: DetachFlag
+    args: Sequence[str]
+    env: Sequence[str]
+    lifetime: float
+    delay: float
+    calm: float
+    log_size: int
+
+
+def encode_detach(life: Lifespan, serial: int, name: str) -> bytes:
+    """The bytes of ``struct detach``."""
+    size = ffi.sizeof("struct detach")
+    (args, env) = _place_vectors(size, (life.args, life.env))
+    blob = _Blob(size + 8 * (len(life.args) + len(life.env) + 2))
+    strings = [offset for each in (life.args, life.env) for offset in (*map(blob.string, each), 0)]
+    place = blob.string(name)
+    if blob.offset > lib.MAX_DETACH:
+        raise launch_error("request", errno.E2BIG, "the environment is too large")
+    times = [ceil(each * 1000) for each in (life.lifetime, life.delay, life.calm)]
+    fields = (lib.REQUEST_DETACH, blob.offset, serial, life.flags, protocol(), place, args, env)
+    header = ffi.new("struct detach *", (*fields, *times, life.log_size))
+    vectors = array("Q", strings).tobytes()
+    return b"".join((bytes(ffi.buffer(header)), vectors, *blob.parts))
+
+
+@cache
+def protocol() -> int:
+    """A number for what the two sides of the contract say to each other: every constant, and the
+    layout of every struct.
+    """
+    contract: list[Any] = []
+    for name in sorted(ffi.list_types()[1]):
+        kind = ffi.typeof(f"struct {name}")
+        parts = [(each, part.offset, part.type.cname) for each, part in kind.fields or ()]
+        contract.append((name, ffi.sizeof(kind), parts))
+    names = (each for each in dir(lib) if each.isupper())
+    contract += [(each, getattr(lib, each)) for each in names]
+    return crc32(repr(contract).encode()) or 1
+
+
+def _check_answer(report: Any, detail: str) -> None:
+    if report.kind != lib.REPORT_FAILED:
+        return
+    if report.error == errno.EAGAIN and STEPS.get(report.step) == "request":
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    raise launch_error(STEPS.get(report.step, "launcher"), report.error, detail)
+
+
+class Connection(Launcher):
+    """The launcher of a detached container, as one of its clients has it."""
+
+    def __init__(self, client: Socket, place: str | None) -> None:
+        """``client`` is ours from here on. `StateError` where we are not let in."""
+        self.owner = os.getpid()
+        self.socket = client
+        self.place = place
+        self.pid = 0
+        self.over = False
+        self._guard_pidfd = None
+        self._closed = False
+        self._retired = True  # it goes with the last of its children
+        self._containers = 0
+        self._lock = threading.RLock()
+        self._identity = os.fstat(client.fileno())[1:3]
+        self.manual = -1
+        self.first_pidfd: int | None = None
+        try:
+            self._meet()
+        except BaseException:
+            self.close()
+            raise
+
+    def _meet(self) -> None:
+        size = ffi.sizeof("struct hello")
+        if not wait_readable(self.socket.fileno(), _HELLO_PATIENCE):
+            raise StateError("its launcher does not answer")
+        data, control = self._receive_hello(size)
+        fds = [fd for _, _, each in control for fd in array("i", each[: len(each) // 4 * 4])]
+        fds = [above_stdio(fd) for fd in fds]
+        self.manual, self.first_pidfd = [*fds, -1][0], [*fds, None, None][1]
+        if len(data) != size:
+            raise ConnectionResetError(errno.ECONNRESET, "its launcher ended")
+        hello = ffi.from_buffer("struct hello *", data)
+        self.protocol = hello.protocol
+        self.first_pid, self.serial, self.over = hello.pid, hello.serial, bool(hello.is_over)
+        if hello.error == errno.EPERM:
+            raise StateError(
+                "its launcher serves only who has the rights that it was started with: the same"
+                " user, groups and user namespace, and its capabilities"
+            )
+        if hello.error:
+            raise StateError(f"its launcher refuses: {os.strerror(hello.error)}")
+
+    def _receive_hello(self, size: int) -> tuple[bytes, list[Any]]:
+        for _ in range(2):  # an error is told once, before what is there
+            with suppress(ConnectionError):
+                flags = socket.MSG_CMSG_CLOEXEC
+                return self.socket.recvmsg(size, socket.CMSG_SPACE(8), flags)[:2]
+        return b"", []
+
+    def find_leases(self) -> None:
+        """It has them."""
+
+    def find_cgroups(self, wanted: Collection[str]) -> None:
+        """Likewise."""
+
+    def meet_guard(self, pid: int) -> None:
+        """It looks after itself."""
+
+    def start(
+        self,
+        request: bytes,
+        sources: Sequence[int],
+        stdio: Sequence[int],
+        lines: Lines | None = None,
+    ) -> Child:
+        if self.protocol != protocol():
+            raise StateError(
+                "the container was started by another version, which this one cannot ask for that"
+            )
+        return super().start(request, sources, stdio, lines)
+
+    def take_manual(self) -> int:
+        """An fd that is the caller's from here on."""
+        fd, self.manual = self.manual, -1
+        return fd
+
+    def _close(self) -> None:
+        self.socket.close()
+        fds, self.manual, self.first_pidfd = (self.manual, self.first_pidfd), -1, None
+        for fd in fds:
+            if fd is not None and fd >= 0:
+                os.close(fd)
+
+
+class Guest(Child):
+    """The first process of a detached container, as one of its clients has it.
+
+    Its channel is the connection's socket. Closing it ends nothing.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.socket, connection)
+        self.pid = connection.first_pid or None
+        self.pidfd, connection.first_pidfd = connection.first_pidfd, None
+        self.serial = connection.serial
+        self.created = True
+        self.started = self.pid is not None
+        self.in_cgroup = connection.place is not None
+        self.logged = True  # something may have been, since we looked
+
+    def _take(self, answer: Any, result: int) -> None:
+        if not result and answer.report.kind == lib.REPORT_LOGGED:
+            self.logged = True
+            return
+        if not result and answer.report.kind == _STARTED and self.pidfd is not None:  # once more
+            os.close(self.pidfd)
+            self.pidfd = None
+        super()._take(answer, result)
+
+    def _lose(self) -> None:
+        """The launcher was killed, and its guard kills what it had."""
+        if self.pidfd is not None and not wait_readable(self.pidfd, _EXIT_PATIENCE):
+            raise StateError("the launcher of the container has closed the connection")
+        self.exit = Exit(-9, lost=True)
+
+    def follow(self) -> None:
+        """Have it tell when something is logged from now on."""
+        self.logged = False
+        self.command(lib.COMMAND_FOLLOW)
+
+
+class Ended(Child):
+    """One that has ended, of which there is nothing but that."""
+
+    def __init__(self, exit: Exit) -> None:
+        ours, theirs = _socket_pair()
+        theirs.close()
+        super().__init__(ours, Retired())
+        self.started = self.created = True
+        self.exit = exit
+
+
+class Retired(Launcher):
+    """For what has no launcher any more."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.place = None
+        self._lock = threading.RLock()
+        self._containers = 0
+        self._retired = False
+        self._closed = True
+
+
 def _say_memfd(request: bytes) -> bytes:
     """The head of a request whose whole is in a memfd."""
     head = bytearray(request[:_START_SIZE])
@@ -1168,10 +1407,11 @@ def _say_memfd(request: bytes) -> bytes:
     return bytes(head)
 
 
-def _seal_request(request: bytes) -> int:
-    fd = os.memfd_create("container-request", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def seal(name: str, data: bytes) -> int:
+    """A memfd that nobody can change."""
+    fd = above_stdio(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     with open(fd, "wb", closefd=False) as file:
-        file.write(request)
+        file.write(data)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
@@ -1444,17 +1684,18 @@ def launch(
     pipes: int,
     by_fd: bool,
     wait: bool = True,
+    by: Launcher | None = None,
 ) -> Child:
     """Start a container and ``wait`` until it is created, started, or has failed; with
     `StartFlag.QUIET` do not wait: what becomes of it is reported by its end.
 
     ``maps`` are empty with `StartFlag.LEASE`: a range of host ids for as long as the container
     lives. ``joined`` are the namespaces of `StartRequest.joined`. ``pipes`` has a bit for each of
-    ``stdio`` that was made for it, and becomes its own. A launcher that turns out to be dead, or to
-    have more rights than we have now, is replaced.
+    ``stdio`` that was made for it, and becomes its own. ``by`` is a launcher of its own. A launcher
+    that turns out to be dead, or to have more rights than we have now, is replaced.
     """
-    for _ in range(TRIES):
-        launcher = _get(request.base.kept_namespaces)
+    for _ in range(TRIES if by is None else 1):
+        launcher = by or _get(request.base.kept_namespaces)
         try:
             return _attempt(
                 launcher,

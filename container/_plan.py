@@ -60,6 +60,7 @@ from container._launcher import (
     Base,
     Child,
     Failure,
+    Launcher,
     RowTable,
     Source,
     StartFlag,
@@ -521,8 +522,18 @@ def _check_passed(fd: int, field: str) -> None:
         )
 
 
-def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = True) -> Child:
-    """Send a plan off, with the child's fds 0 to 2; ``pipes`` has a bit for those that we made."""
+def launch_plan(
+    plan: Plan,
+    stdio: Sequence[int],
+    pipes: int,
+    *,
+    wait: bool = True,
+    by: Launcher | None = None,
+) -> Child:
+    """Send a plan off, with the child's fds 0 to 2; ``pipes`` has a bit for those that we made.
+
+    ``by`` is a launcher for this container alone.
+    """
     identity = plan.identity
     for index, fd in enumerate(plan.request.passed):
         _check_passed(fd, f"pass_fds[{index}]")
@@ -539,6 +550,7 @@ def launch_plan(plan: Plan, stdio: Sequence[int], pipes: int, *, wait: bool = Tr
                 pipes=pipes,
                 by_fd=identity.by_fd,
                 wait=wait,
+                by=by,
             )
         except CgroupError as error:
             if plan.request.base.clone_flags & NAMESPACE_FLAGS["pid"]:

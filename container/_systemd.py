@@ -295,6 +295,14 @@ def _cgroup_of(pid: int) -> str:
     return find_hierarchy().top + _cgroup_path(pid)
 
 
+def is_in_unit() -> bool:
+    """Whether we are in a unit of systemd's, which ends what is in it when it ends itself."""
+    if not os.path.isdir(_BOOTED):
+        return False
+    names = _cgroup_path("self").split("/")
+    return any(name.endswith((".service", ".scope")) for name in names)
+
+
 def _own_slice() -> str:
     """The slice of the caller, within its user's systemd; what limits that limits us too."""
     _, manager, below = _cgroup_path("self").partition(f"/user@{os.geteuid()}.service/")

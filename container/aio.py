@@ -618,7 +618,11 @@ class Container:
     async def run(self, process: Process, *, detach: bool = False) -> None:
         """Create and start; returns once the program runs."""
         if detach:
-            raise UnsupportedError("detached containers are not supported yet", field="detach")
+            raise UnsupportedError(
+                "not with asyncio: asyncio.to_thread(container.Container().run, process,"
+                " detach=True)",
+                field="detach",
+            )
         watch = await self._create(process, StartFlag(0))
         try:
             self._box._note_start(watch.child)

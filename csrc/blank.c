@@ -139,7 +139,7 @@ static struct kind *replace_kind(const struct request *request)
 void remember_kind(const struct request *request)
 {
     struct kind *kind;
-    if (!may_be_blank(request))
+    if (is_claimed() || !may_be_blank(request))
         return;
     kind = find_kind(request);
     if (kind == NULL)

@@ -201,6 +201,8 @@ static void settle_start(struct container *container)
         if ((container->flags & START_QUIET) == 0 && !container->tells_itself)
             report_progress(container, REPORT_STARTED);
         container->phase = PHASE_RUNNING;
+        if (is_main(container))
+            note_start(container);
     } else {
         container->failure = container->arena->progress;
         container->phase = PHASE_FAILED;
@@ -217,7 +219,7 @@ void handle_sync(struct container *container)
 }
 
 /* What an init cannot pass on, such as SIGSTOP, arrives as well. */
-static void signal_payload(const struct container *container, int signal)
+void signal_payload(const struct container *container, int signal)
 {
     int pidfd =
         container->payload >= 0 && signal != SIGKILL ? container->payload : container->pidfd;
@@ -268,8 +270,11 @@ void handle_channel(struct container *container)
         return;
     if (result < 0) { /* nobody holds the other end any more */
         close_watched(&container->channel);
-        kill_container(container, SIGKILL);
-    } else if (command.op == COMMAND_SIGNAL) {
+        if (!is_main(container) || container->phase == PHASE_CREATED)
+            kill_container(container, SIGKILL);
+    } else if (command.op == COMMAND_STOP && is_main(container)) {
+        command_main(command.op, command.value);
+    } else if (command.op == COMMAND_SIGNAL || command.op == COMMAND_STOP) {
         signal_payload(container, command.value);
     } else if (command.op == COMMAND_START) {
         let_go_on(container);
@@ -310,6 +315,8 @@ static void note_exit(struct container *container, uint32_t status,
     };
     close_fds(&container->status, 1);
     read_cgroup(container, &container->end);
+    if (is_main(container))
+        note_end(&container->end);
     if (!tells_at_once(container))
         return;
     send_report(container->channel, &container->end, -1);
@@ -341,6 +348,7 @@ void handle_children(void)
             return;
         if (pid == launcher.guard) /* somebody killed it */
             launcher.guard = start_guard() < 0 ? 0 : launcher.guard;
+        note_after((int)pid);
         for (uint32_t i = 0; i < launcher.highest; i++) {
             struct container *container = &launcher.containers[i];
             if (container->phase != PHASE_FREE && container->mapper == pid)
@@ -364,6 +372,18 @@ struct container *find_container(uint32_t serial)
     for (uint32_t i = 0; i < launcher.highest; i++) {
         struct container *container = &launcher.containers[i];
         if (container->phase == PHASE_RUNNING && container->serial == serial)
+            return container;
+    }
+    return NULL;
+}
+
+/* One whose program runs, or is about to. */
+struct container *find_created(uint32_t serial)
+{
+    for (uint32_t i = 0; i < launcher.highest; i++) {
+        struct container *container = &launcher.containers[i];
+        if ((container->phase == PHASE_RUNNING || container->phase == PHASE_CREATED) &&
+            container->serial == serial)
             return container;
     }
     return NULL;

@@ -132,6 +132,7 @@ long check_exec(const struct start *start, const uint8_t *bytes, size_t size);
 long check_hook(const struct start *start, const uint8_t *bytes, size_t size);
 long check_lease(const struct lease *lease, const uint8_t *bytes, size_t size);
 long check_place(const struct place *place, const uint8_t *bytes, size_t size);
+long check_detach(const struct detach *detach, const uint8_t *bytes, size_t size);
 
 /* memfd.c */
 long map_request(struct request *request, int fd, size_t size);

@@ -39,6 +39,11 @@
  *   the launcher ends. The launcher dies: its children get SIGKILL by their death signal, and by
  * the guard, which misses none, and removes their control groups. The caller's rights change:
  * requests are refused from then on, and the launcher ends with its last container.
+ *
+ * Detached
+ *   A launcher of its own for one container, with the directory of its state, serves whoever
+ *   connects to a socket in there (supervisor.c, clients.c, log.c). The caller is nothing to it
+ *   from REQUEST_DETACH on; it ends with its container.
  */
 #include "clone.h"
 #include "state.h"
@@ -106,6 +111,10 @@ static void handle_caller(void)
         handle_place(launcher.message.size);
     else if (op == REQUEST_DROP_BLANKS)
         handle_drop();
+    else if (op == REQUEST_CLAIM)
+        handle_claim(launcher.message.size);
+    else if (op == REQUEST_DETACH)
+        handle_detach(launcher.message.size);
     else
         refuse(STEP_REQUEST, result < 0 ? result : -EINVAL);
 }
@@ -133,6 +142,21 @@ static void handle_event(uint64_t data)
     case EVENT_CGROUP:
         if (has_emptied(container))
             forget_container(container);
+        break;
+    case EVENT_LISTENER:
+        handle_listener();
+        break;
+    case EVENT_CLIENT:
+        handle_client((uint32_t)data);
+        break;
+    case EVENT_LOG:
+        handle_log((uint32_t)data);
+        break;
+    case EVENT_LIFETIME:
+        handle_lifetime();
+        break;
+    case EVENT_DELAY:
+        handle_delay();
         break;
     }
 }
@@ -202,6 +226,7 @@ static long set_up(void)
     (void)sys(__NR_chdir, "/"); /* so as not to hold the caller's directory */
     reset_attributes();
     if (sys(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, &files) == 0) {
+        launcher.soft_files = files.soft;
         files.soft = files.hard; /* two per container; children get the caller's limit */
         (void)sys(__NR_prlimit64, 0, RLIMIT_NOFILE, &files, 0);
     }
@@ -245,6 +270,7 @@ static _Noreturn void launcher_main(void)
         busy = count == 1 && launcher.alive >= alive; /* but for an end, more is to come */
     }
     remove_place();
+    leave_claim();
     dismiss_guard();
     exit_process(0);
 }

@@ -65,7 +65,11 @@ enum request_op {
     REQUEST_DROP_BLANKS = 3,
     REQUEST_EXEC = 4, /* a process in the namespaces of another */
     REQUEST_PLACE = 5,
-    REQUEST_HOOK = 6 /* a process where the launcher is; or, by COMMAND_HOOK, where a child is */
+    REQUEST_HOOK = 6, /* a process where the launcher is; or, by COMMAND_HOOK, where a child is */
+    /* fds: a channel, the directory of states, in there that of a container. The launcher becomes
+     * its owner: it has the lock of it, and is for that container alone. */
+    REQUEST_CLAIM = 7,
+    REQUEST_DETACH = 8 /* a container at the gate lives on without a caller, once it is started */
 };
 
 enum start_flag {
@@ -277,18 +281,81 @@ struct place {
     uint32_t above; /* string: a directory that goes too once nothing is left in it */
 };
 
+enum detach_flag {
+    DETACH_STDOUT = 1u << 0, /* there is a pipe to copy to the log */
+    DETACH_STDERR = 1u << 1,
+    DETACH_REMOVE = 1u << 2,          /* the directory goes with the container */
+    DETACH_RESTART_FAILURE = 1u << 3, /* the program is run after an end that is a failure, and */
+    DETACH_RESTART_ALWAYS = 1u << 4,  /* any that nobody asked for: it may start another one */
+    DETACH_LAST_WORDS = 1u << 5       /* the program is run after the last end */
+};
+
+enum detach_limits { MAX_DETACH = 8192 };
+
+/* REQUEST_DETACH. fds: reply channel, [listening socket to be, file for struct ending, manual,]
+ * [stdout], [stderr]. Those in the first brackets come once; then only the program that was run
+ * after an end may send this. Times in milliseconds, 0: none. */
+struct detach {
+    uint32_t op;
+    uint32_t size;
+    uint32_t serial; /* of the container */
+    uint32_t flags;
+    uint32_t protocol; /* told to clients, for who finds out that it speaks another one */
+    uint32_t name;     /* string: of the claimed directory */
+    struct span args;  /* uint64_t strings, and a 0: what is run after an end, its fds: */
+    struct span env;   /* 3 a client's socket, 4 the manual, 5, 6 the claimed directories */
+    uint64_t lifetime;
+    uint64_t delay;    /* until a restart, */
+    uint64_t calm;     /* none if it ran for so long */
+    uint64_t log_size; /* bytes, of two files together */
+};
+
 enum command_op {
     COMMAND_START = 1,
     COMMAND_SIGNAL = 2,
     /* Of a container at a step of hooks. fds: sealed memfd with a REQUEST_HOOK, stdin, stdout,
      * stderr. Its end is told by REPORT_HOOK. */
-    COMMAND_HOOK = 3
+    COMMAND_HOOK = 3,
+    COMMAND_STOP = 4,  /* a signal, and it is not to be started again */
+    COMMAND_FOLLOW = 5 /* of a client: REPORT_LOGGED, once, when something has been logged */
 };
 
-/* Python to launcher, on the channel of a container. */
+/* Python to launcher, on the channel of a container, or of a client on its socket. */
 struct command {
     uint32_t op;
-    int32_t value; /* COMMAND_SIGNAL: the signal; COMMAND_HOOK: the size of the request */
+    int32_t value; /* COMMAND_SIGNAL, COMMAND_STOP: the signal, 0: none; COMMAND_HOOK: the size
+                      of the request */
+};
+
+/* The first message to a client of a detached container, never to change; carries the manual, and
+ * the pidfd of the first process if there is one now. What follows are reports. */
+struct hello {
+    uint32_t protocol;
+    int32_t error; /* a positive errno: it is refused */
+    int32_t pid;   /* 0: none */
+    uint32_t serial;
+    uint32_t is_over; /* it ended, and will not be started again */
+};
+
+/* Zero until it is over. Otherwise as in struct report; never to change. */
+struct ending {
+    uint32_t is_over;
+    uint32_t wait_status;
+    uint64_t ended_at; /* microseconds since 1970 */
+    uint64_t user_time;
+    uint64_t system_time;
+    uint64_t max_rss;
+    uint64_t memory_peak;
+    uint64_t pids_peak;
+    uint64_t oom_kills;
+};
+
+/* What is before each piece in a log; never to change. */
+struct log_record {
+    uint32_t stream; /* 1, 2 */
+    uint32_t size;
+    uint64_t time;   /* microseconds since 1970 */
+    uint64_t offset; /* bytes that were written before; those missing could not be stored */
 };
 
 enum report_kind {
@@ -305,7 +372,10 @@ enum report_kind {
     REPORT_PLACED,
     REPORT_TERMINAL, /* carries our end of the terminal; before CREATED and STARTED */
     REPORT_HOOKS,    /* the container waits at `step` for hooks */
-    REPORT_HOOK      /* one of them has ended: wait_status; or step, error, row, value */
+    REPORT_HOOK,     /* one of them has ended: wait_status; or step, error, row, value */
+    REPORT_CLAIMED,
+    REPORT_DETACHED,
+    REPORT_LOGGED
 };
 
 /* Launcher to Python, on the channel of a container. Times in microseconds. */

@@ -64,7 +64,8 @@ long open_line(const struct request *request)
 /* A command that has ended, while its container has not. */
 int become_line(struct container *container)
 {
-    if ((container->flags & START_STREAMS) == 0 || container->channel < 0 || launcher.ending ||
+    if (is_claimed() || /* its clients are looked at on sockets of their own: clients.c */
+        (container->flags & START_STREAMS) == 0 || container->channel < 0 || launcher.ending ||
         launcher.retired || find_container(container->target) == NULL)
         return 0;
     container->phase = PHASE_LINE;

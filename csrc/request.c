@@ -363,3 +363,13 @@ long check_place(const struct place *place, const uint8_t *bytes, size_t size)
         return -EINVAL;
     return string_fits(place->path, size) && string_fits(place->above, size) ? 0 : -EINVAL;
 }
+
+long check_detach(const struct detach *detach, const uint8_t *bytes, size_t size)
+{
+    if (size < sizeof *detach || size > MAX_DETACH || detach->size != size || !has_end(bytes, size))
+        return -EINVAL;
+    if (!string_fits(detach->name, size) || !vector_fits(bytes, detach->args, size) ||
+        !vector_fits(bytes, detach->env, size) || vectors_overlap(detach->args, detach->env))
+        return -EINVAL;
+    return 0;
+}

@@ -64,6 +64,101 @@ static void bound_capabilities(const struct capability_data *data)
             (void)sys(__NR_prctl, PR_CAPBSET_DROP, capability, 0, 0, 0); /* EPERM: see above */
 }
 
+/* Clients of a detached container
+ * ----------------------------------------------------------------*/
+
+/* The value of a line; "" where there is none. `text` ends with a newline or is empty. */
+static const uint8_t *find_value(const uint8_t *text, size_t size, const char *key,
+                                 size_t *ret_size)
+{
+    size_t start = 0, length = 0;
+    while (key[length] != 0)
+        length++;
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] != '\n')
+            continue;
+        if (i - start >= length && memcmp(text + start, key, length) == 0) {
+            *ret_size = i - start - length;
+            return text + start + length;
+        }
+        start = i + 1;
+    }
+    *ret_size = 0;
+    return text;
+}
+
+static int is_same(const uint8_t *theirs, size_t size, const char *key)
+{
+    size_t own_size, their_size;
+    const uint8_t *own = find_value(launcher.rights, launcher.rights_size, key, &own_size);
+    const uint8_t *their = find_value(theirs, size, key, &their_size);
+    return own_size > 0 && own_size == their_size && memcmp(own, their, own_size) == 0;
+}
+
+/* 0 where there is none. */
+static uint64_t find_hex(const uint8_t *text, size_t size, const char *key)
+{
+    uint64_t number = 0;
+    size_t digits;
+    const uint8_t *value = find_value(text, size, key, &digits);
+    for (size_t i = 0; i < digits; i++) {
+        uint8_t digit = value[i];
+        if (digit >= '0' && digit <= '9')
+            number = number << 4 | (uint64_t)(digit - '0');
+        else if (digit >= 'a' && digit <= 'f')
+            number = number << 4 | (uint64_t)(digit - 'a' + 10);
+    }
+    return number;
+}
+
+/* As an order of what processes may do: is what `theirs` says at least what we may? */
+static int has_as_much(const uint8_t *theirs, size_t size)
+{
+    enum { CAP_SETGID = 6 };
+    uint64_t own = find_hex(launcher.rights, launcher.rights_size, "CapEff:");
+    uint64_t their = find_hex(theirs, size, "CapEff:");
+    if (!is_same(theirs, size, "Uid:") || !is_same(theirs, size, "Gid:"))
+        return 0;
+    if (!is_same(theirs, size, "Groups:") && (their >> CAP_SETGID & 1) == 0)
+        return 0;
+    if (own & ~their)
+        return 0;
+    if (find_hex(theirs, size, "NoNewPrivs:") >
+        find_hex(launcher.rights, launcher.rights_size, "NoNewPrivs:"))
+        return 0;
+    return find_hex(theirs, size, "Seccomp:") == 0 ||
+           (is_same(theirs, size, "Seccomp:") && is_same(theirs, size, "Seccomp_filters:"));
+}
+
+/* In another user namespace the same numbers are fewer rights. */
+static int is_in_our_user_namespace(int process)
+{
+    struct statx_record own, their;
+    const uint32_t mask = STATX_INO;
+    if (sys(__NR_statx, AT_FDCWD, "/proc/self/ns/user", 0, mask, &own) < 0 ||
+        sys(__NR_statx, process, "ns/user", 0, mask, &their) < 0)
+        return 0;
+    return own.inode == their.inode && own.dev_major == their.dev_major &&
+           own.dev_minor == their.dev_minor;
+}
+
+/* `process` is the directory of one in /proc. */
+int has_our_rights(int process)
+{
+    long fd = sys(__NR_openat, process, "status", O_RDONLY | O_CLOEXEC);
+    long size;
+    if (fd < 0)
+        return 0;
+    size = sys(__NR_pread64, fd, launcher.status, STATUS_SIZE, 0);
+    (void)close_fd((int)fd);
+    if (size <= 0 || size == STATUS_SIZE) /* cut: its end would not be compared */
+        return 0;
+    size = (long)extract_rights(launcher.status, (size_t)size);
+    return has_as_much(launcher.status, (size_t)size) && is_in_our_user_namespace(process);
+}
+
+/* Its caller's ----------------------------------------------------------------------------------*/
+
 /* An exec as root gives back every capability, a real id of root likewise: take the rights that
  * the caller's effective ids and capabilities have, for good. */
 static long take_rights_of_caller(void)

@@ -23,7 +23,7 @@ void release_arena(struct arena *arena)
     if (arena->request.mapped > 0)
         (void)sys(__NR_munmap, arena->request.bytes, arena->request.mapped); /* ours, and whole */
     arena->request.mapped = 0;
-    if (launcher.free_arena_count >= KEPT_ARENAS) {
+    if (launcher.free_arena_count >= KEPT_ARENAS || is_claimed()) {
         (void)sys(__NR_munmap, arena, sizeof *arena); /* as above */
         return;
     }

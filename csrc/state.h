@@ -53,21 +53,27 @@ enum event {
     EVENT_CHILD,
     EVENT_CHANNEL,
     EVENT_SYNC,
-    EVENT_CGROUP
+    EVENT_CGROUP,
+    EVENT_LISTENER,
+    EVENT_CLIENT,
+    EVENT_LOG,
+    EVENT_LIFETIME,
+    EVENT_DELAY
 };
 
 /* The one state of the one thread. */
 struct launcher {
     int epoll, child_signal;
-    int caller;        /* its pid */
-    int guard;         /* its pid, for a caller that has to reap it */
-    int own_pidfd;     /* what the guard waits for */
-    int suid_dumpable; /* the file of that sysctl; < 0: there is none */
-    int program;       /* our own image, for an init; or -errno */
-    int ending;        /* kill and go */
-    int retired;       /* the caller's rights changed: no new containers */
-    int closed;        /* retired, and the last request was refused */
-    uint32_t highest;  /* slots at and above this one were never used */
+    int caller;          /* its pid */
+    int guard;           /* its pid, for a caller that has to reap it */
+    int own_pidfd;       /* what the guard waits for */
+    uint64_t soft_files; /* RLIMIT_NOFILE as the caller had it */
+    int suid_dumpable;   /* the file of that sysctl; < 0: there is none */
+    int program;         /* our own image, for an init; or -errno */
+    int ending;          /* kill and go */
+    int retired;         /* the caller's rights changed: no new containers */
+    int closed;          /* retired, and the last request was refused */
+    uint32_t highest;    /* slots at and above this one were never used */
     uint32_t alive;
     uint32_t unwatched; /* containers */
     uint32_t serial;    /* the last one that was given */
@@ -90,6 +96,36 @@ long start_guard(void);
 /* rights.c */
 long remember_rights(void);
 long check_rights(int sender);
+int has_our_rights(int process);
+
+/* supervisor.c */
+int is_claimed(void);
+int is_main(const struct container *container);
+void handle_claim(size_t size);
+void handle_detach(size_t size);
+void handle_lifetime(void);
+void handle_delay(void);
+void note_start(const struct container *container);
+void note_end(const struct report *report);
+void note_after(int pid);
+void command_main(enum command_op op, int signal);
+void describe_main(struct hello *hello, int *ret_fds, uint32_t *ret_count);
+void leave_claim(void);
+
+/* clients.c */
+long open_clients(int listener);
+long add_client(int socket, int pid, int starts);
+void handle_listener(void);
+void handle_client(uint32_t slot);
+void tell_clients(const struct report *report, int fd);
+void tell_followers(void);
+
+/* log.c */
+long open_log(int directory, uint64_t most);
+long add_source(uint32_t number, int fd);
+void handle_log(uint32_t number);
+void drain_logs(void);
+uint64_t microseconds_now(void);
 
 /* containers.c */
 void send_report(int channel, const struct report *report, int fd);
@@ -97,10 +133,12 @@ void report_failure(int channel, enum step step, long result);
 void report_progress(struct container *container, enum report_kind kind);
 struct container *find_slot(void);
 struct container *find_container(uint32_t serial);
-void close_watched(int *fd);
+struct container *find_created(uint32_t serial);
 void free_container(struct container *container);
 void forget_container(struct container *container);
 void kill_container(const struct container *container, int signal);
+void signal_payload(const struct container *container, int signal);
+void close_watched(int *fd);
 void handle_sync(struct container *container);
 void handle_channel(struct container *container);
 void handle_children(void);

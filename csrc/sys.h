@@ -64,6 +64,7 @@ enum {
     O_RDWR = 2,
     O_CREAT = 0100,
     O_EXCL = 0200,
+    O_TRUNC = 01000,
     O_NONBLOCK = 04000,
     O_NOCTTY = 0400,
     O_CLOEXEC = 02000000,
@@ -156,6 +157,8 @@ enum { BPF_PROG_LOAD = 5, BPF_PROG_ATTACH = 8 };
 enum { BPF_PROG_TYPE_CGROUP_DEVICE = 15, BPF_CGROUP_DEVICE = 6, BPF_F_ALLOW_MULTI = 2 };
 enum { RLIMIT_NOFILE = 7 };
 enum { CAPABILITY_VERSION_3 = 0x20080522 };
+enum { CLOCK_REALTIME = 0, CLOCK_BOOTTIME = 7 };
+enum { TFD_CLOEXEC = 02000000, TFD_NONBLOCK = 04000 };
 enum { WNOHANG = 1, WALL = 0x40000000 };
 enum { PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20 };
 enum { F_SETFD = 2, F_GET_SEALS = 1034, F_OFD_SETLK = 37, F_DUPFD_CLOEXEC = 1030 };
@@ -249,6 +252,12 @@ struct rusage_record {
     struct timeval_pair user, system;
     int64_t max_rss;
     int64_t rest[13];
+};
+struct timespec_pair {
+    int64_t seconds, nanoseconds;
+};
+struct itimer_record {
+    struct timespec_pair interval, value;
 };
 struct capability_header {
     uint32_t version;

@@ -81,7 +81,7 @@ def execs() -> Iterator[bytes]:
     for config in CONFIGS:
         for process in PROCESSES:
             plan = make_plan(config, process, StartFlag(0))
-            host = Host(config, process, plan, child)  # type: ignore[arg-type]
+            host = Host(config, process, plan, child, 7)  # type: ignore[arg-type]
             for wanted in EXECS:
                 request = plan_member(host, wanted, ALL_NAMESPACES).request
                 for join in (request.join, Join(0, str(wanted.root or ""))):

@@ -254,7 +254,7 @@ def test_a_script_whose_interpreter_is_absent_gives_126(tmp_path: Path) -> None:
 
 
 LATER = [
-    *(["--net", "host"], ["--net=bridge"], ["-p", "8080:80"], ["-d"]),
+    *(["--net", "host"], ["--net=bridge"], ["-p", "8080:80"]),
 ]
 
 
@@ -659,7 +659,7 @@ def test_a_program_that_exec_cannot_run_is_told_on_standard_error(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["name", "--", "true"], "PID"),
+        (["name", "--", "true"], "name"),
         (["{self}", "--", "true"], "namespaces"),
         (["4194303", "--", "true"], "no process"),
         (["-d", "{pid}", "--", "true"], "-d"),

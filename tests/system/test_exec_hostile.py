@@ -137,7 +137,7 @@ def test_a_container_that_is_gone_is_not_mistaken_for_another() -> None:
         first.run(IDLE)
         second.run(IDLE)
         assert first._child is not None
-        host = Host(first.config, first._process, first._plan, first._child)
+        host = Host(first.config, first._process, first._plan, first._child, first._child.serial)
         first.signal(signal.SIGKILL)
         assert first.wait(PATIENCE) == -9
         manner = Manner(None, CaptureLimits(None, "head"), 0.0)
@@ -431,7 +431,7 @@ def test_no_command_goes_without_the_label_of_its_container(field: str, config: 
     with Container() as box:
         box.run(IDLE)
         assert box._child is not None
-        host = Host(config, box._process, box._plan, box._child)
+        host = Host(config, box._process, box._plan, box._child, box._child.serial)
         manner = Manner(None, CaptureLimits(None, "head"), 0.0)
         with pytest.raises(UnsupportedError) as caught:
             run_member(host, ExecConfig(["true"]), manner, frozenset(NAMESPACE_FLAGS))

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from system.helpers import PATIENCE, is_readable, processes_in, wait_until, watched
 
-import container
 from container import (
     DEVNULL,
     PIPE,
@@ -314,8 +313,6 @@ def test_what_is_of_the_wrong_type_is_named(box: Container) -> None:
         box.run(["true"])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="id"):
         Container(id="../x")
-    with pytest.raises(container.UnsupportedError, match="detach"):
-        box.run(TRUE, detach=True)
     with pytest.raises(ConfigError, match="timeout"):
         box.run(TRUE)
         box.wait(timeout=-1)

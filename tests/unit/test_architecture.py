@@ -59,7 +59,14 @@ ARROWS = {
     "_files": DOOR,
     "_events": DOOR,
     "_hooks": MIDDLE,
-    "_container": MIDDLE | {"_join", "_files", "_events", "_hooks", "_network"},
+    "_codec": WORDS,
+    "_logs": DOOR | {"_state"},
+    "_detached": MIDDLE | {"_codec", "_state"},
+    "_after": MIDDLE | {"_detached", "_state"},
+    "_prune": WORDS | {"_cgroup", "_state"},
+    "_container": MIDDLE
+    | {"_join", "_files", "_events", "_hooks"}
+    | {"_detached", "_logs", "_network", "_state"},
     "_exec": MIDDLE | {"_container", "_join", "_stranger"},
     "_signals": MIDDLE | {"_container"},
     "_oneshot": MIDDLE | {"_container", "_network"},
@@ -70,11 +77,15 @@ ARROWS = {
     "_loop": DOOR | {"_streams"},
     "aio": MIDDLE | {"_container", "_events", "_join", "_loop", "_network", "_oneshot"},
     "_terminal": set[str](),
-    "_cli": MIDDLE | {"_top", "_terminal"} | {"_container", "_oneshot", "_doctor", "_exec"},
+    "_manage": WORDS | {"_container", "_logs", "_prune", "_state"},
+    "_cli": MIDDLE
+    | {"_top", "_terminal"}
+    | {"_container", "_oneshot", "_doctor", "_exec", "_manage", "_state"},
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
-    | {"_events", "_exec", "_hooks", "_network", "_signals", "_state"},
+    | {"_events", "_exec", "_hooks", "_network", "_signals", "_state"}
+    | {"_logs", "_prune"},
 }
 
 HEAVY = {"subprocess", "json", "asyncio", "pyroute2", "logging", "argparse"}
