@@ -23,7 +23,7 @@ from container._seccomp import SeccompProfile
 from container.oci._mounts import mappings_of, mounts_of
 from container.oci._process import capabilities_of, hooks_of, process_of
 from container.oci._reader import Node, at, refuse, string
-from container.oci._resources import resources_of
+from container.oci._resources import device_rules_of, resources_of
 
 _VERSION = re.compile(r"1\.[0-9]+\.[0-9]+([-+].*)?")
 NAMESPACES = {
@@ -33,7 +33,12 @@ NAMESPACES = {
 # Where the library's own name of a parameter comes from, for what only shows in the whole.
 _PLACES = {
     **{"root": "root.path", "mounts": "mounts", "hostname": "hostname", "hooks": "hooks"},
-    **{"domainname": "domainname", "devices": "linux.devices", "seccomp": "linux.seccomp"},
+    **{
+        "domainname": "domainname",
+        "devices": "linux.devices",
+        "device_rules": "linux.resources.devices",
+    },
+    **{"seccomp": "linux.seccomp"},
     **{"uid_mappings": "linux.uidMappings", "gid_mappings": "linux.gidMappings"},
     **{"sysctl": "linux.sysctl", "time_offsets": "linux.timeOffsets"},
     **{"masked_paths": "linux.maskedPaths", "readonly_paths": "linux.readonlyPaths"},
@@ -115,7 +120,8 @@ def _config(root: Node, bundle: str) -> Config:
         "sysctl": linux.map("sysctl", string),
         "apparmor_profile": process.get("apparmorProfile", str) or None,
         "selinux_label": process.get("selinuxLabel", str) or None,
-        "resources": resources_of(linux, devices),
+        "resources": resources_of(linux),
+        "device_rules": device_rules_of(linux),
         "time_offsets": linux.map("timeOffsets", _offset),
         "hooks": hooks_of(root),
     }

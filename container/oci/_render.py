@@ -12,6 +12,7 @@ from container._config import (
     OCI_VERSION,
     Config,
     Device,
+    DeviceRule,
     Hook,
     HookType,
     IDMapping,
@@ -118,6 +119,8 @@ def _linux(config: Config) -> dict[str, Any]:
     if config.resources is not None:
         settings = settings_of(config.resources)
         content["resources"] = {"unified": {each.file: each.value for each in settings}}
+        if config.device_rules:
+            content["resources"]["devices"] = [_rule(each) for each in config.device_rules]
     if config.seccomp is not None:
         content["seccomp"] = json.loads(_plain(config.seccomp, config).to_json())
     return content
@@ -184,6 +187,12 @@ def _device(device: Device) -> dict[str, Any]:
     if device.mode is not None:
         content["fileMode"] = device.mode
     return content
+
+
+def _rule(rule: DeviceRule) -> dict[str, Any]:
+    content: dict[str, Any] = {"allow": rule.allow, "access": rule.access}
+    numbers = {"type": rule.type, "major": rule.major, "minor": rule.minor}
+    return content | {name: value for name, value in numbers.items() if value is not None}
 
 
 def _mount(mount: Mount) -> dict[str, Any]:

@@ -41,7 +41,7 @@ ARROWS = {
     "_seccomp": {"_errors", "_capabilities"},
     # It hands on to oci, and that to it: Config.from_oci, when it is called.
     "_config": {"_errors", "_capabilities", "_seccomp", "oci"},
-    "oci": WORDS | {"_limits", "_walls"},
+    "oci": WORDS | {"_device_rules", "_limits", "_walls"},
     **{leaf: WORDS for leaf in LEAVES},
     "_cgroup": WORDS | {"_hierarchy", "_limits"},
     "_device_rules": WORDS | {"_devices"},

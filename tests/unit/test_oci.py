@@ -19,6 +19,7 @@ from container import (
     Config,
     ConfigError,
     Device,
+    DeviceRule,
     Hook,
     Hooks,
     IDMapping,
@@ -155,13 +156,12 @@ ELSEWHERE: dict[str, tuple[str, Any]] = {
     "mounts[].type": ("mounts", [{"destination": "/x", "type": "tmpfs"}]),
     "linux.resources.devices[].": (
         "linux.resources.devices",
-        [FULL["linux"]["resources"]["devices"][1]],
+        [{"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}],
     ),
 }
 WITHOUT_EFFECT = {
     *("linux.resources.memory.checkBeforeUpdate", "linux.resources.network"),
-    *("linux.rootfsPropagation", "linux.personality", "linux.resources.devices[]"),
-    *(f"linux.resources.devices[].{name}" for name in ("type", "major", "minor", "access")),
+    *("linux.rootfsPropagation", "linux.personality"),
 }
 REFUSED: dict[str, Any] = {
     "process.scheduler.priority": 1,
@@ -358,8 +358,10 @@ def test_resources_are_those_of_cgroup_v2() -> None:
     assert resources.memory.swap_max == 1 << 28  # less than what is said: that is with memory
     assert resources.memory.low == 1 << 27
     assert resources.cpu is not None
-    assert resources.cpu.weight == 39
+    assert resources.cpu.weight == 100
     assert resources.io is not None
+    rules = oci.parse(FULL, "/bundle").config.device_rules
+    assert rules == (DeviceRule(False), DeviceRule(True, "c", 10, 200))
     assert dict(resources.io.max) == {"8:0": "rbps=1 wbps=2 riops=3 wiops=4"}
 
 
@@ -436,12 +438,6 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "no uid": ("process.user", {"gid": 0}, "process.user.uid"),
     "a policy": ("process.scheduler.policy", "SCHED_FIFO", "process.scheduler.policy"),
     "no root": ("root", None, "root"),
-    "a device that is not listed": (
-        "linux.resources.devices",
-        [{"allow": True, "type": "b", "major": 8, "minor": 0}],
-        "linux.resources.devices[0]",
-    ),
-    "all devices": ("linux.resources.devices", [{"allow": True}], "linux.resources.devices[0]"),
     "a sysctl of the host": (
         "linux.sysctl",
         {"kernel.panic": "1"},
@@ -461,11 +457,6 @@ BAD: dict[str, tuple[str, Any, str]] = {
         "linux.timeOffsets['realtime']",
     ),
     "an annotation": ("annotations", {"a": 1}, "annotations.a"),
-    "a device that is denied after one was allowed": (
-        "linux.resources.devices",
-        [FULL["linux"]["resources"]["devices"][1], {"allow": False}],
-        "linux.resources.devices[1]",
-    ),
     "a relative hook": ("hooks.prestart", [{"path": "a"}], "hooks.prestart[0]"),
     "a hook without a path": ("hooks.poststop", [{}], "hooks.poststop[0].path"),
 }
@@ -510,6 +501,7 @@ CONFIGS = {
         capabilities=Capabilities.all(),
         devices=[Device("/dev/fuse", "c", 10, 229, 0o600)],
         resources=Resources.default(),
+        device_rules=[DeviceRule(True, "c", 10, None, "r"), DeviceRule(False)],
         domainname="domain",
         read_only_root=True,
         time_offsets={"boottime": 1.5},
