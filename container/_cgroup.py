@@ -230,8 +230,8 @@ class Cgroup:
         if not isinstance(text, str):
             raise ConfigError(f"expected str, got {type(text).__name__}", field="path")
         for directory in (text, os.path.join(top, text.lstrip("/"))):
-            if os.path.exists(os.path.join(directory, "cgroup.controllers")):
-                return cls(os.path.abspath(directory))
+            if _is_cgroup(directory, top):
+                return cls(os.path.realpath(directory))
         raise CgroupNotFoundError(f"there is no cgroup {text!r}")
 
     # What is in it
@@ -386,8 +386,8 @@ class Cgroup:
             poller = poll()
             poller.register(file, POLLPRI | POLLERR)
             while True:
-                file.seek(0)
                 try:
+                    file.seek(0)
                     numbers = parse_flat(file.read())
                 except OSError as error:
                     raise self._error(error, f"cannot read {self.path!r}") from error
@@ -437,6 +437,14 @@ class Cgroup:
         if error.errno in (ENOENT, ENODEV) and not os.path.isdir(self.path):
             return CgroupNotFoundError(f"cgroup {self.path!r} is gone")
         return CgroupError(detail)
+
+
+def _is_cgroup(path: str, top: str) -> bool:
+    """Not anybody's directory with files that have such names, or are links to others."""
+    try:
+        return os.path.isdir(path) and os.stat(path).st_dev == os.stat(top).st_dev
+    except (OSError, ValueError):
+        return False
 
 
 def _resources(value: Resources | None) -> Resources:

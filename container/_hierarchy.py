@@ -5,7 +5,8 @@ A cgroup that has processes itself can give its children no controllers ("no int
 cgroup-v2.rst), and processes that are not ours are never moved. So the cgroups of containers lie
 in a directory of their own, `SUBTREE`, below the nearest cgroup that has none and that may be
 written: as root that is the top of the hierarchy, or what systemd has delegated to a service of
-ours; within a container, and for everybody else, the nearest one above this process.
+ours; within a container, and for everybody else, the nearest one above this process, but none
+above what systemd has delegated, and none that a user's systemd has for itself.
 """
 
 import os
@@ -24,6 +25,7 @@ from container._errors import (
 
 SUBTREE = "container"
 SCOPE = re.compile(r"container-.+\.scope")  # of systemd, see _systemd.py
+_USER_MANAGER = re.compile(r"user@\d+\.service")
 _V1_NAMES = {"io": "blkio"}
 _DENIED = (EACCES, EPERM, EROFS)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
@@ -106,10 +108,14 @@ def _candidates(hierarchy: Hierarchy) -> list[str]:
     ancestors = _ancestors(hierarchy)
     # Only the root of all cgroups lacks this file.
     is_root = not os.path.exists(os.path.join(hierarchy.top, "cgroup.events"))
+    delegated = [i for i, directory in enumerate(ancestors) if _is_delegated(directory)]
     if os.geteuid() == 0 and is_root:
-        delegated = [directory for directory in ancestors if _is_delegated(directory)]
-        return [*delegated[:1], hierarchy.top]
-    return ancestors
+        return [*(ancestors[i] for i in delegated[:1]), hierarchy.top]
+    if not delegated:  # without systemd: what may be written tells
+        return ancestors
+    if _USER_MANAGER.fullmatch(os.path.basename(ancestors[delegated[0]])):
+        return ancestors[:1]  # the rest is that systemd's own
+    return ancestors[: delegated[0] + 1]
 
 
 def enable(directory: str, wanted: Collection[str]) -> None:

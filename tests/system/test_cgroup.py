@@ -87,6 +87,46 @@ def test_what_is_not_there_is_not_found() -> None:
             act()
 
 
+def test_a_directory_with_such_files_is_no_cgroup(tmp_path: Path) -> None:
+    """What is written to the files of a cgroup would go wherever its maker wants."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("cgroup.controllers", "cgroup.events", "cgroup.kill", "cgroup.freeze"):
+        (tmp_path / name).symlink_to(victim)
+    for path in (str(tmp_path), f"../../..{tmp_path}", "\0", "..", "../.."):
+        with pytest.raises(CgroupNotFoundError):
+            Cgroup.open(path)
+    with Cgroup.create("real") as group:
+        (tmp_path / "link").symlink_to(group.path)
+        assert Cgroup.open(tmp_path / "link").path == group.path
+    assert victim.read_text() == "precious"
+
+
+FORKER = """
+import os, signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(flush=True)
+while True:
+    if os.fork() == 0: os._exit(0)
+"""
+
+
+def test_what_forks_all_the_time_is_frozen_and_killed_whole() -> None:
+    for _ in range(3):
+        with Cgroup.create("forks") as group, running(FORKER, group) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            for _ in range(5):
+                group.freeze()
+                before = group.processes()
+                assert group.frozen
+                assert group.processes() == before
+                group.thaw()
+            group.freeze()
+            group.kill()
+            assert group.processes() == []
+
+
 def test_a_process_is_moved_into_it_and_its_children_are_born_there() -> None:
     source = "import subprocess; subprocess.run(['cat', '/proc/self/cgroup']); print(flush=True)"
     source += "; input()"

@@ -328,6 +328,48 @@ def test_a_container_that_could_lift_its_limits_is_refused(monkeypatch: pytest.M
         container.run(["true"], config=replace(config, hostname="unseen"))
 
 
+def test_root_inside_can_neither_divide_its_cgroup_nor_lift_its_limits() -> None:
+    """With every capability and cgroup2 mounted, and without a user namespace."""
+    if not _hierarchy.is_delegation_boundary(_hierarchy.find_hierarchy().top):
+        pytest.skip("this machine has cgroup2 without nsdelegate")
+    program = """
+        mkdir /tmp/c && mount -t cgroup2 none /tmp/c && cd /tmp/c || exit 9
+        mkdir below && echo made
+        for file in cgroup.max.descendants cgroup.freeze memory.max pids.max; do
+            [ -e $file ] && echo 1 >$file && echo wrote $file
+        done
+        echo +memory >cgroup.subtree_control && echo enabled
+        cat /proc/self/cgroup
+    """
+    config = Config(
+        namespaces=Namespaces(user=False),
+        capabilities=Capabilities.all(),
+        seccomp=None,
+        resources=Resources(),
+    )
+    result = container.run(["sh", "-c", program], config=config, text=True)
+    assert result.stdout.splitlines()[-1] == "0::/"
+    assert not {"made", "wrote", "enabled"} & set(result.stdout.split())
+
+
+def test_a_pause_that_meets_the_end_leaves_nothing_and_says_so() -> None:
+    """At every moment of a short life; the end shows as such, whatever came first."""
+    for delay in range(12):
+        with Container(PLAIN) as box:
+            box.run(
+                Process(["sh", "-c", f"i=0; while [ $i -lt {delay * 100} ]; do i=$((i+1)); done"])
+            )
+            group = cgroup_of(box.pid) if box.pid else None
+            try:
+                box.pause()
+                assert state_of(box) == State.PAUSED
+                box.resume()
+            except StateError:
+                pass
+            assert box.wait(PATIENCE) == 0
+        assert group is None or not group.exists()
+
+
 # Limits ---------------------------------------------------------------------------------------
 
 
@@ -639,6 +681,21 @@ def test_weights_share_a_device(shell: Any) -> None:
 
 
 @limited
+@pytest.mark.needs("cgroup2:io")
+def test_a_limit_of_a_device_that_is_not_there_is_told_by_its_number() -> None:
+    limits = {"250:250": {"wbps": 1 << 20}}
+    with pytest.raises(LaunchError, match=r"resources\.io\.max\['250:250'\]") as caught:
+        container.run(
+            ["true"], config=Config(resources=Resources(io=container.IOResources(max=limits)))
+        )
+    assert (caught.value.step, caught.value.errno) == ("cgroup", 19)
+    with Container(PLAIN) as box:
+        box.run(Process(["sleep", "1000"]))
+        with pytest.raises(ConfigError, match="no such device"):
+            box.update(Resources(io=container.IOResources(max=limits)))
+
+
+@limited
 def test_limits_are_there_before_the_program_and_change_while_it_runs() -> None:
     resources = Resources(
         MemoryResources(max=LIMIT), CPUResources(quota=50000), PidsResources(max=9)
@@ -794,6 +851,15 @@ with Container(Config(resources=Resources(pids=PidsResources(max=5)))) as box:
 """
 
 
+POPULATED = """
+from container import *
+with Container(Config(resources=Resources())) as box:
+    box.run(Process(["sleep", "1000"]))
+    box.pause()
+    print(box.state.state)
+"""
+
+
 @limited
 def test_a_delegated_user_has_limits_too(as_user: OrdinaryUser) -> None:
     delegated = Path(_hierarchy.find_hierarchy().top, "delegated")
@@ -812,6 +878,25 @@ def test_a_delegated_user_has_limits_too(as_user: OrdinaryUser) -> None:
         await_that(lambda: not (delegated / "container").exists())
         main.rmdir()
         delegated.rmdir()
+
+
+@limited
+def test_a_user_whose_cgroup_has_processes_is_told_to_move_them(as_user: OrdinaryUser) -> None:
+    """No internal processes: it can have cgroups below, but give them no controllers."""
+    group = Path(_hierarchy.find_hierarchy().top, "populated")
+    group.mkdir()
+    try:
+        for name in (".", "cgroup.procs", "cgroup.subtree_control"):
+            os.chown(group / name, as_user.uid, as_user.gid)
+        done = run_in(group, as_user, "import container; container.run(['true'], memory='64M')")
+        assert "ControllerNotEnabledError" in done.stderr
+        assert f"the processes in {group}" in done.stderr
+        assert f"mkdir {group}/main" in done.stderr
+        done = run_in(group, as_user, POPULATED)
+        assert (done.stdout, done.stderr) == ("paused\n", "")
+    finally:
+        await_that(lambda: not (group / "container").exists())
+        group.rmdir()
 
 
 @limited

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from errno import EBUSY
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,32 @@ def test_processes_in_the_way_are_told_with_their_cgroup(tree: Tree) -> None:
     error = refusal("memory")
     assert f"the processes in {top}" in str(error.holder)
     assert "DelegateSubgroup" in str(error.remedy)
+
+
+@pytest.mark.parametrize(
+    ("delegated", "place"),
+    [("manager/app/unit", "manager/app/unit"), ("manager/app", "manager/app"), ("manager", None)],
+)
+def test_what_systemd_has_for_itself_is_no_place(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, delegated: str, place: str | None
+) -> None:
+    """The program is below its unit; `None`: there is nothing but its own cgroup to try."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    manager = "user@1000.service"
+    for path in (".", manager, f"{manager}/app", f"{manager}/app/unit", f"{manager}/app/unit/main"):
+        tree.make(path, "memory")
+    marked = str(tree.top / delegated.replace("manager", manager))
+    monkeypatch.setattr(_hierarchy, "_is_delegated", lambda directory: directory == marked)
+    tree.say_own(f"/{manager}/app/unit/main")
+    for path in ("app/unit/main", "app/unit"):
+        if not (place or "").endswith(path):
+            tree.refused[str(tree.top / manager / path)] = OSError(EBUSY, "busy")
+    if place is None:
+        with pytest.raises(ControllerNotEnabledError, match="app/unit/main"):
+            _hierarchy.find_place({"memory"})
+    else:
+        expected = tree.top / place.replace("manager", manager) / "container"
+        assert _hierarchy.find_place({"memory"}) == str(expected)
 
 
 def test_nothing_delegated_is_told_with_a_way_to_get_it(tree: Tree) -> None:
