@@ -16,6 +16,7 @@ A need is a word in ``@pytest.mark.needs(...)``:
 ``cgroup2:memory``  ... which has this controller
 ``kernel>=6.1``     the running kernel is at least this one
 ``apparmor``        the kernel has AppArmor, switched on
+``selinux``         the kernel has SELinux, switched on
 ``landlock``        the kernel has Landlock, of Linux 6.2 or later
 ``libseccomp``      the library can be loaded
 ``x86_64``          the machine is one
@@ -216,6 +217,11 @@ def _probe_apparmor(_directory: str) -> None:
         raise MissingError("the kernel runs without AppArmor")
 
 
+def _probe_selinux(_directory: str) -> None:
+    if "\tselinuxfs\n" not in Path("/proc/filesystems").read_text():
+        raise MissingError("the kernel runs without SELinux")
+
+
 def _probe_landlock(_directory: str) -> None:
     create_ruleset, ask_version, wanted = 444, 1, 3
     version = ctypes.CDLL(None).syscall(create_ruleset, None, 0, ask_version)
@@ -292,6 +298,7 @@ class Tool:
 PT_INTERP = 3
 
 TOOLS = {
+    "apparmor_parser": Tool(),
     "busybox": Tool(("true",), check=_check_static),
     "clang": Tool(),
     "debootstrap": Tool(),
@@ -306,6 +313,7 @@ TOOLS = {
     "qemu-aarch64-static": Tool(),
     "qemu-system-x86_64": Tool(),
     "readelf": Tool(),
+    "secilc": Tool(("--help",)),
     "strace": Tool(),
     "tmux": Tool(("-V",)),
 }
@@ -318,6 +326,7 @@ def _probe_vm(_directory: str) -> None:
 
 PROBES: dict[str, Probe] = {
     "apparmor": _probe_apparmor,
+    "selinux": _probe_selinux,
     "landlock": _probe_landlock,
     "vm": _probe_vm,
     "libseccomp": _probe_libseccomp,

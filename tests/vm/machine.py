@@ -46,6 +46,7 @@ PROVIDES = (
 )
 # The host's, where they are as after `make test-deps`.
 PROVIDES_OF_HOST = (
+    "apparmor_parser",
     "busybox",
     "gcc",
     "ip",
