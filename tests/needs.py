@@ -313,7 +313,7 @@ TOOLS = {
     "qemu-aarch64-static": Tool(),
     "qemu-system-x86_64": Tool(),
     "readelf": Tool(),
-    "secilc": Tool(("--help",)),
+    "secilc": Tool(("--help",), status=1),
     "strace": Tool(),
     "tmux": Tool(("-V",)),
 }
