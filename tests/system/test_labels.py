@@ -72,10 +72,10 @@ def tried(**options: Any) -> list[str]:
     [
         {},
         {"no_new_privileges": False},
-        {"namespaces": Namespaces(user=False)},
-        {"namespaces": Namespaces(pid=False)},
-        {"proc_options": "subset=pid"},
-        {"nested": True},
+        pytest.param({"namespaces": Namespaces(user=False)}, marks=pytest.mark.long),
+        pytest.param({"namespaces": Namespaces(pid=False)}, marks=pytest.mark.long),
+        pytest.param({"proc_options": "subset=pid"}, marks=pytest.mark.long),
+        pytest.param({"nested": True}, marks=pytest.mark.long),
     ],
     ids=str,
 )
