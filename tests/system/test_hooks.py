@@ -322,7 +322,7 @@ def test_a_hook_may_close_its_streams_be_a_link_and_leave_a_daemon(
     os.kill(sleepers(marker)[0], 9)
 
 
-@pytest.mark.parametrize("kind", [*BEFORE, "poststart"])
+@pytest.mark.parametrize("kind", ["create_runtime", *INNER])
 def test_a_hook_that_is_killed_is_named_with_the_signal(kind: str) -> None:
     with pytest.raises(HookError, match="was killed by SIGTERM") as caught:
         container.run(["true"], config=Config(hooks=Hooks(**{kind: [sh("kill $$")]})))
@@ -440,7 +440,8 @@ def test_hooks_are_no_children_of_the_caller() -> None:
     assert answers == ["none", []]
 
 
-@pytest.mark.parametrize("kind", ORDER)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["create_runtime", *INNER])
 def test_hooks_end_with_their_caller(kind: str, marker: str) -> None:
     source = f"""
         hook = Hook("/bin/sleep", ["sleep", "{marker}"])
@@ -511,6 +512,7 @@ def test_run_hooks_runs_those_of_a_kind_where_the_caller_is(out: Path) -> None:
     assert len(gathered.value.exceptions) == 2
 
 
+@pytest.mark.long
 def test_asyncio_runs_them_beside_the_loop(out: Path) -> None:
     ended: list[State] = []
 
@@ -546,6 +548,7 @@ def test_asyncio_runs_them_beside_the_loop(out: Path) -> None:
     assert ended == [State.RUNNING, State.STOPPED] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [*BEFORE, "poststart"])
 def test_asyncio_undoes_what_is_cancelled_or_fails_in_a_hook(kind: str, marker: str) -> None:
     ended: list[State] = []
