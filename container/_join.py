@@ -31,6 +31,7 @@ from container._launcher import (
     RowTable,
     StartFlag,
     ask_process,
+    failing_step,
     join_process,
 )
 from container._plan import Plan, attribute_flags, explain, plan_process
@@ -112,9 +113,9 @@ def plan_lately(host: Host, config: ExecConfig | Sequence[StrPath], names: froze
     """What is wanted, and `plan_member` of it, as it was kept where it still holds."""
     key: object = None
     if isinstance(config, ExecConfig):
-        key = (id(config), names, getrlimit(RLIMIT_NOFILE))
+        key = (id(config), names, getrlimit(RLIMIT_NOFILE), failing_step())
     elif isinstance(config, list | tuple) and all(type(arg) is str for arg in config):
-        key = (tuple(config), names, getrlimit(RLIMIT_NOFILE))
+        key = (tuple(config), names, getrlimit(RLIMIT_NOFILE), failing_step())
     kept = host.kept.get(key)
     if kept is not None and (kept.given is None or kept.given is config):
         return kept

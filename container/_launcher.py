@@ -202,6 +202,11 @@ class StartRequest:
 fail_step = 0
 
 
+def failing_step() -> int:
+    """It, for who keeps a request: another step is another request."""
+    return fail_step
+
+
 class _Blob:
     """Strings and bytes behind the fixed part of a request, with their offsets."""
 
