@@ -16,75 +16,8 @@ import sys as _sys
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING, Any
 
-from container._capabilities import Capabilities, Capability, default_capabilities
-from container._config import (
-    DEFAULT_BRIDGE_GATEWAY,
-    DEFAULT_BRIDGE_NAME,
-    DEFAULT_BRIDGE_SUBNET,
-    DEVNULL,
-    PIPE,
-    STDOUT,
-    Config,
-    ContainerState,
-    CPUResources,
-    Device,
-    DeviceRule,
-    ExecConfig,
-    Hook,
-    Hooks,
-    HookType,
-    HostRoot,
-    IDMapping,
-    IOResources,
-    Join,
-    Landlock,
-    MemoryResources,
-    Mount,
-    MountFlags,
-    Namespaces,
-    NetworkConfig,
-    NetworkMode,
-    Overlay,
-    PidsResources,
-    PortMapping,
-    Process,
-    Resources,
-    Result,
-    Rlimit,
-    SignalConfig,
-    State,
-    Usage,
-    default_devices,
-    port_mappings_from_strings,
-)
-from container._errors import (
-    CgroupError,
-    CgroupNotFoundError,
-    CgroupV2NotMountedError,
-    CleanupError,
-    CommandError,
-    ConfigError,
-    ContainerError,
-    ContainerNotFoundError,
-    ContainerTimeoutError,
-    ControllerNotEnabledError,
-    HookError,
-    LaunchError,
-    NetworkError,
-    StateError,
-    UnsupportedError,
-)
-from container._seccomp import (
-    SeccompAction,
-    SeccompFlag,
-    SeccompOperator,
-    SeccompProfile,
-    SyscallArg,
-    SyscallCondition,
-    SyscallRule,
-)
-
 if TYPE_CHECKING:
+    from container._capabilities import Capabilities, Capability, default_capabilities
     from container._cgroup import (
         Cgroup,
         CgroupStats,
@@ -95,8 +28,65 @@ if TYPE_CHECKING:
         PidsStats,
         Pressure,
     )
+    from container._config import (
+        DEFAULT_BRIDGE_GATEWAY,
+        DEFAULT_BRIDGE_NAME,
+        DEFAULT_BRIDGE_SUBNET,
+        DEVNULL,
+        PIPE,
+        STDOUT,
+        Config,
+        ContainerState,
+        CPUResources,
+        Device,
+        DeviceRule,
+        ExecConfig,
+        Hook,
+        Hooks,
+        HookType,
+        HostRoot,
+        IDMapping,
+        IOResources,
+        Join,
+        Landlock,
+        MemoryResources,
+        Mount,
+        MountFlags,
+        Namespaces,
+        NetworkConfig,
+        NetworkMode,
+        Overlay,
+        PidsResources,
+        PortMapping,
+        Process,
+        Resources,
+        Result,
+        Rlimit,
+        SignalConfig,
+        State,
+        Usage,
+        default_devices,
+        port_mappings_from_strings,
+    )
     from container._container import Container
     from container._doctor import Check, Report, doctor
+    from container._errors import (
+        CgroupError,
+        CgroupNotFoundError,
+        CgroupV2NotMountedError,
+        CleanupError,
+        CommandError,
+        ConfigError,
+        ContainerError,
+        ContainerNotFoundError,
+        ContainerTimeoutError,
+        ControllerNotEnabledError,
+        HookError,
+        LaunchError,
+        NetworkError,
+        StateError,
+        UnsupportedError,
+    )
     from container._events import ContainerEvent, EventKind
     from container._exec import exec_in_namespaces, get_namespace_paths, join_network_namespace
     from container._hooks import run_hooks
@@ -114,35 +104,107 @@ if TYPE_CHECKING:
     from container._oneshot import popen, run
     from container._process import ExecProcess
     from container._prune import Pruned, list_containers, prune
+    from container._seccomp import (
+        SeccompAction,
+        SeccompFlag,
+        SeccompOperator,
+        SeccompProfile,
+        SyscallArg,
+        SyscallCondition,
+        SyscallRule,
+    )
     from container._signals import SignalForwarder
     from container._state import StateManager
 
 __version__ = "0.1.0"
 
-# What not every program needs, or needs the extension module: loaded on first use.
+# Where each public name is. A module is loaded when one of its names is first used: programs that
+# only might run a container pay nothing for that.
 _LAZY = {
+    "CPUResources": "_config",
     "CPUStats": "_cgroup",
+    "Capabilities": "_capabilities",
+    "Capability": "_capabilities",
     "Cgroup": "_cgroup",
+    "CgroupError": "_errors",
+    "CgroupNotFoundError": "_errors",
     "CgroupStats": "_cgroup",
+    "CgroupV2NotMountedError": "_errors",
     "Check": "_doctor",
+    "CleanupError": "_errors",
+    "CommandError": "_errors",
+    "Config": "_config",
+    "ConfigError": "_errors",
     "Container": "_container",
+    "ContainerError": "_errors",
     "ContainerEvent": "_events",
+    "ContainerNotFoundError": "_errors",
+    "ContainerState": "_config",
+    "ContainerTimeoutError": "_errors",
+    "ControllerNotEnabledError": "_errors",
+    "DEFAULT_BRIDGE_GATEWAY": "_config",
+    "DEFAULT_BRIDGE_NAME": "_config",
+    "DEFAULT_BRIDGE_SUBNET": "_config",
+    "DEVNULL": "_config",
+    "Device": "_config",
+    "DeviceRule": "_config",
     "EventKind": "_events",
+    "ExecConfig": "_config",
     "ExecProcess": "_process",
-    "IPLease": "_network._leases",
+    "Hook": "_config",
+    "HookError": "_errors",
+    "HookType": "_config",
+    "Hooks": "_config",
+    "HostRoot": "_config",
+    "IDMapping": "_config",
+    "IOResources": "_config",
     "IOStats": "_cgroup",
+    "IPLease": "_network._leases",
+    "Join": "_config",
+    "Landlock": "_config",
+    "LaunchError": "_errors",
+    "LogEntry": "_logs",
     "MemoryEvents": "_cgroup",
+    "MemoryResources": "_config",
     "MemoryStats": "_cgroup",
+    "Mount": "_config",
+    "MountFlags": "_config",
+    "Namespaces": "_config",
     "Network": "_network._network",
+    "NetworkConfig": "_config",
+    "NetworkError": "_errors",
+    "NetworkMode": "_config",
+    "Overlay": "_config",
+    "PIPE": "_config",
+    "PidsResources": "_config",
     "PidsStats": "_cgroup",
     "PortForwarder": "_network._ports",
+    "PortMapping": "_config",
     "Pressure": "_cgroup",
-    "LogEntry": "_logs",
+    "Process": "_config",
     "Pruned": "_prune",
     "Report": "_doctor",
+    "Resources": "_config",
+    "Result": "_config",
+    "Rlimit": "_config",
+    "STDOUT": "_config",
+    "SeccompAction": "_seccomp",
+    "SeccompFlag": "_seccomp",
+    "SeccompOperator": "_seccomp",
+    "SeccompProfile": "_seccomp",
+    "SignalConfig": "_config",
     "SignalForwarder": "_signals",
+    "State": "_config",
+    "StateError": "_errors",
     "StateManager": "_state",
+    "SyscallArg": "_seccomp",
+    "SyscallCondition": "_seccomp",
+    "SyscallRule": "_seccomp",
+    "UnsupportedError": "_errors",
+    "Usage": "_config",
     "allocate_ip": "_network._addresses",
+    "default_capabilities": "_capabilities",
+    "default_devices": "_config",
     "doctor": "_doctor",
     "ensure_bridge": "_network._host",
     "ensure_forwarding_enabled": "_network._host",
@@ -152,6 +214,7 @@ _LAZY = {
     "lease_ip": "_network._leases",
     "list_containers": "_prune",
     "popen": "_oneshot",
+    "port_mappings_from_strings": "_config",
     "prune": "_prune",
     "run": "_oneshot",
     "run_hooks": "_hooks",
@@ -160,6 +223,8 @@ _LAZY = {
     "write_hosts": "_network._files",
     "write_resolv_conf": "_network._files",
 }
+# Plain data, on any system: to write a Config, or to catch an error.
+_PURE = {"_capabilities", "_config", "_errors", "_seccomp"}
 
 __all__ = [
     "DEFAULT_BRIDGE_GATEWAY",
@@ -270,9 +335,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if not _sys.platform.startswith("linux"):
-        raise UnsupportedError(f"containers need Linux; this is {_sys.platform}")
-    value = getattr(_import_module(f"container.{_LAZY[name]}"), name)
+    module = _LAZY[name]
+    if module not in _PURE and not _sys.platform.startswith("linux"):
+        raise __getattr__("UnsupportedError")(f"containers need Linux; this is {_sys.platform}")
+    value = getattr(_import_module(f"container.{module}"), name)
     globals()[name] = value
     return value
 

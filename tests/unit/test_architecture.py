@@ -144,6 +144,8 @@ def loaded_by(statements: str) -> set[str]:
 
 def test_importing_the_package_loads_nothing_heavy_and_not_the_extension() -> None:
     loaded = loaded_by("import container")
+    assert [name for name in loaded if name.startswith("container.")] == []
+    loaded = loaded_by("import container; container.Config")
     assert "container._config" in loaded
     assert not loaded & (HEAVY | {"container._native", "container._launcher", "_cffi_backend"})
 
