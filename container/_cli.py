@@ -33,6 +33,7 @@ from container._config import (
     STDOUT,
     Config,
     ExecConfig,
+    NetworkConfig,
     Overlay,
     Process,
     Resources,
@@ -68,10 +69,10 @@ _CLEAR = "\x1b[H\x1b[J"
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
-_LATER_WITH_VALUE = ("-p",)
 _DETACHED_ONLY = ("restart", "log_size")
 
 
+_PORT_HELP = "publish a port, or a range, at the host; with --net bridge"
 _TERMINAL_HELP = "a terminal of its own, shown on ours; what is typed on ours goes to it"
 
 
@@ -105,6 +106,7 @@ def _parser() -> _Parser:
     _add_exec(commands)
     _add_stats(commands)
     add_commands(commands)
+    _add_network(commands)
     doctor = commands.add_parser(
         "doctor", help="try what this machine allows", description="Try what this machine allows."
     )
@@ -146,9 +148,8 @@ def _add_run(commands: Any) -> None:
     add("--rm", action="store_true", help="with -d: its state and log go when it ends")
     add("--restart", metavar="POLICY", help="with -d: no, on-failure[:N] or always")
     add("--log-size", metavar="SIZE", help="with -d: how much of its output is kept (16M)")
-    add("--net", default="none", metavar="none", help="network: none but loopback, so far")
-    for option in _LATER_WITH_VALUE:
-        add(option, action=_Later, help=argparse.SUPPRESS)
+    add("--net", default="none", metavar="none|host|bridge", help="network (default: none)")
+    add("-p", action="append", default=[], metavar="[IP:]HOST:PORT[/PROTO]", help=_PORT_HELP)
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -195,6 +196,22 @@ def _add_stats(commands: Any) -> None:
     parser.add_argument("id", nargs="*", metavar="ID")
 
 
+def _add_network(commands: Any) -> None:
+    parser = commands.add_parser(
+        "network",
+        help="look at networks, or take unused ones away",
+        description="Networks are made when a container is first connected to one, and stay.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=_network)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
+    listing = actions.add_parser("ls", help="list them")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    inspect = actions.add_parser("inspect", help="print JSON about some")
+    inspect.add_argument("name", nargs="+", metavar="NAME")
+    actions.add_parser("prune", help="take away those that no container uses")
+
+
 # The commands ------------------------------------------------------------------------------------
 
 
@@ -207,13 +224,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.net != "none":
-        raise UnsupportedError("only 'none' is supported yet", field="--net")
     root = options.root if options.overlay is None else Overlay(options.overlay)
     config = Config(root=root, mounts=[parse_bind(bind, "-v") for bind in options.v])
     if options.hostname is not None:
         config = replace(config, hostname=options.hostname)
-    config = replace(config, resources=_limits(options))
+    config = replace(config, resources=_limits(options), network=_network_of(options))
     if options.d:
         return _run_detached(options, config)
     for name in _DETACHED_ONLY:
@@ -262,6 +277,36 @@ def _run_detached(options: argparse.Namespace, config: Config) -> int:
     for warning in caught:
         _say(str(warning.message), "warning")
     print(box.id)
+    return 0
+
+
+def _network_of(options: argparse.Namespace) -> NetworkConfig | None:
+    if options.net == "none" and not options.p:
+        return None
+    try:
+        return NetworkConfig(options.net, port_mappings=options.p)
+    except ConfigError as error:
+        field = error.field.replace("port_mappings", "-p").replace("mode", "--net")
+        raise ConfigError(error.detail, field=field) from None
+
+
+def _network(options: argparse.Namespace) -> int:
+    import json  # noqa: PLC0415  (8 ms)
+
+    from container._network import _admin  # noqa: PLC0415  (200 ms, of pyroute2)
+
+    if options.action == "prune":
+        for name in _admin.prune_networks():
+            print(name)
+    elif options.action == "inspect":
+        print(json.dumps([_admin.inspect_network(name) for name in options.name], indent=2))
+    elif options.json:
+        print(json.dumps(_admin.list_networks(), indent=2))
+    else:
+        print(f"{'NAME':15}  {'SUBNET':18}  {'SUBNET6':24}  CONTAINERS")
+        for each in _admin.list_networks():
+            subnets = f"{each['subnet']:18}  {each['subnet6'] or '-':24}"
+            print(f"{each['name']:15}  {subnets}  {len(each['containers'])}")
     return 0
 
 

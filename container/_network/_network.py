@@ -108,6 +108,8 @@ class Connection:
         servers = first.dns if first.dns is not None else host_nameservers()
         text = resolv_conf_text(cast(Sequence[str], servers), first.dns_search, first.dns_options)
         self._noted = True
+        self.record = Record(self.id, uses=tuple(plug.bridge.name for plug in self._plugs))
+        host.store.save(self.record)
         resolv = host.store.write_resolv_conf(self.id, text)
         step("files")
         hosts = host.store.hosts_path(first.bridge)
@@ -147,9 +149,8 @@ class Connection:
         ]
         self._ports.reserve(ports)
         with Host() as host:
-            self.record = Record(
-                self.id, tuple(plug.attachment for plug in self._plugs), tuple(ports)
-            )
+            attachments = tuple(plug.attachment for plug in self._plugs)
+            self.record = replace(self.record, attachments=attachments, ports=tuple(ports))
             host.store.save(self.record)
             for plug in self._plugs:
                 host.add(_rules.of_attachment(plug.attachment))

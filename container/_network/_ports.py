@@ -121,7 +121,7 @@ class PortForwarder:
     def __init__(self, container_ip: object, bridge: str = DEFAULT_BRIDGE_NAME) -> None:
         self.container_ip = parse_ip(str(container_ip).partition("/")[0], "container_ip")
         self.bridge = check_interface_name(bridge, "bridge")
-        self._record = Record(f"ports-{token_hex(8)}")
+        self._record = Record(f"ports-{token_hex(8)}", uses=(self.bridge,))
         self._ports = Ports()
         self._mappings: dict[PortMapping, list[Port]] = {}
         self._lock = threading.Lock()

@@ -92,10 +92,12 @@ class Record:
     id: str
     attachments: tuple[Attachment, ...] = ()
     ports: tuple[Port, ...] = ()
+    uses: tuple[str, ...] = ()  # bridges, from before it has an interface there
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.id,
+            "uses": list(self.uses),
             "attachments": [each.to_dict() for each in self.attachments],
             "ports": [each.to_dict() for each in self.ports],
         }
@@ -106,4 +108,5 @@ class Record:
             content["id"],
             tuple(Attachment.from_dict(each) for each in content["attachments"]),
             tuple(Port(**each) for each in content["ports"]),
+            tuple(content["uses"]),
         )

@@ -30,6 +30,7 @@ def sh(*words, check=True):
     return done.stdout if check else done.stderr
 
 sh("mount", "-t", "tmpfs", "run", "/run")
+sh("mount", "-t", "sysfs", "sys", "/sys")
 sh("ip", "link", "set", "lo", "up")
 sh("ip", "netns", "add", "client")
 for words in (

@@ -164,29 +164,6 @@ def test_what_a_container_sends_out_bears_the_hosts_address(host: FakeHost) -> N
     assert answer == "192.0.2.1"
 
 
-def test_the_hosts_loopback_is_out_of_reach(host: FakeHost) -> None:
-    # With route_localnet on the bridge the kernel alone would let it pass.
-    answer = host(
-        """
-        with socket.create_server(("127.0.0.1", 7001)), serving() as box:
-            sh("nsenter", "-t", str(box.pid), "-n", "ip", "route", "add", "127.0.0.0/8", "via",
-               "10.88.0.1", "dev", "eth0", "table", "7")
-            sh("nsenter", "-t", str(box.pid), "-n", "ip", "rule", "add", "pref", "0", "to",
-               "127.0.0.0/8", "lookup", "7")
-            sh("nsenter", "-t", str(box.pid), "-n", "ip", "rule", "add", "pref", "1", "lookup",
-               "local")
-            sh("nsenter", "-t", str(box.pid), "-n", "ip", "rule", "del", "pref", "0", "lookup",
-               "local")
-            sh("nsenter", "-t", str(box.pid), "-n", "sh", "-c",
-               "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet")
-            before = ask("tcp", "127.0.0.1", 7001, timeout=REFUSED)
-            answer = at(box, ask, "tcp", "127.0.0.1", 7001,
-                        source=(address(box), 0), timeout=REFUSED)
-        """
-    )
-    assert answer == "TimeoutError"
-
-
 def test_a_running_loop_threads_and_forks_have_networks_of_their_own(host: FakeHost) -> None:
     answer = host(
         """
@@ -257,3 +234,245 @@ def test_the_rules_are_those_of_the_golden_file() -> None:
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(answer)
     assert answer == GOLDEN.read_text()
+
+
+def test_ip6_is_routed_published_and_hidden_as_ip4_is(host: FakeHost) -> None:
+    answer = host(
+        """
+        network = NetworkConfig(
+            bridge="six2", subnet="10.89.20.0/24", subnet6="fd00:20::/64",
+            port_mappings=["8086:80", "[2001:db8:1::1]:8087:80"],
+        )
+        def serve(ready):
+            with socket.create_server(("2001:db8:1::2", 7006), family=socket.AF_INET6) as server:
+                ready.set()
+                peer, source = server.accept()
+                peer.sendall(source[0].encode())
+                peer.close()
+        with serving(network) as box:
+            ready = threading.Event()
+            thread = threading.Thread(target=at, args=("client", serve, ready))
+            thread.start()
+            ready.wait()
+            answer = [
+                at("client", ask, "tcp", "2001:db8:1::1", 8086),
+                at("client", ask, "tcp", "192.0.2.1", 8086),
+                at("client", ask, "tcp", "2001:db8:1::1", 8087),
+                ask("tcp", address(box, 6), 80),
+                at(box, ask, "tcp", "2001:db8:1::1", 8086),
+                at(box, ask, "tcp", "2001:db8:1::2", 7006),
+            ]
+            thread.join()
+        """
+    )
+    client = "2001:db8:1::2"
+    assert answer == [client, "192.0.2.2", client, "fd00:20::1", "fd00:20::1", "2001:db8:1::1"]
+
+
+def test_an_address_a_mac_and_an_mtu_are_those_asked_for(host: FakeHost) -> None:
+    answer = host(
+        """
+        network = NetworkConfig(
+            ip_address="10.88.7.7", mac_address="02:00:00:00:07:07", mtu=1400, dns=["192.0.2.53"],
+            dns_search=["a.example"], dns_options=["ndots:2"],
+        )
+        script = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu /etc/resolv.conf"
+        result = container.run(["sh", "-c", script + "; ip -o -4 addr show eth0"],
+                               network=network, text=True, check=True)
+        answer = result.stdout.splitlines()
+        """
+    )
+    assert answer[:5] == [
+        *("02:00:00:00:07:07", "1400", "nameserver 192.0.2.53", "search a.example"),
+        "options ndots:2",
+    ]
+    assert " 10.88.7.7/16 " in answer[5]
+
+
+def test_containers_of_one_bridge_find_each_other_by_name_as_long_as_they_run(
+    host: FakeHost,
+) -> None:
+    answer = host(
+        """
+        look = ["python3", "-c", "import socket; print(socket.gethostbyname('web'))"]
+        look[0] = sys.executable
+        with Container(Config(network=NetworkConfig())) as asker:
+            asker.run(Process(["sleep", "60"]))
+            def lookup():
+                process = asker.exec(look, text=True)
+                output, _ = process.communicate()
+                return output.strip() if process.returncode == 0 else None
+            answer = [lookup()]
+            for aliases in ((), ("other",)):
+                with serving(NetworkConfig(hostname="web", aliases=aliases)) as box:
+                    answer.append(lookup() == address(box))
+            answer.append(lookup())
+        """
+    )
+    assert answer == [None, True, True, None]
+
+
+def test_a_container_of_two_networks_has_an_interface_at_each(host: FakeHost) -> None:
+    answer = host(
+        """
+        back = NetworkConfig(bridge="back1", subnet="10.89.30.0/24")
+        with serving(back) as database, serving([NetworkConfig(), back]) as web:
+            answer = [
+                [network.interface for network in web.networks],
+                at(web, ask, "tcp", address(database), 80),
+                web.networks[1].ip_address.partition("/")[0],
+                at("client", ask, "tcp", address(web), 80, timeout=REFUSED),
+            ]
+        """
+    )
+    assert answer[0] == ["eth0", "eth1"]
+    assert answer[1] == answer[2]
+    assert answer[3] == "TimeoutError"
+
+
+def test_ports_are_published_and_taken_back_while_the_container_runs(host: FakeHost) -> None:
+    answer = host(
+        """
+        with serving() as box, PortForwarder(address(box)) as forwarder:
+            forwarder.add_mapping("8088:80")
+            forwarder.add_mapping(PortMapping.parse("127.0.0.1:5358:53/udp"))
+            answer = [
+                at("client", ask, "tcp", "192.0.2.1", 8088),
+                ask("udp", "127.0.0.1", 5358),
+                refused(NetworkError, forwarder.add_mapping, "8088:81"),
+            ]
+            forwarder.remove_mapping("8088:80")
+            answer += [
+                at("client", ask, "tcp", "192.0.2.1", 8088),
+                refused(StateError, forwarder.remove_mapping, "8088:80"),
+                len(forwarder.mappings),
+            ]
+        """
+    )
+    assert answer[:2] == ["192.0.2.2", "10.88.0.1"]
+    assert "in use" in answer[2]
+    assert answer[3] == "ConnectionRefusedError"
+    assert answer[5] == 1
+
+
+def test_the_namespace_of_any_process_can_be_connected(host: FakeHost) -> None:
+    answer = host(
+        """
+        script = "ip link set lo up; echo up; exec sleep 60"
+        args = ["unshare", "--net", "sh", "-c", script]
+        with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            with container.setup_container_network(process.pid) as network:
+                shown = sh("nsenter", "-t", str(process.pid), "-n", "ip", "-o", "-4", "addr")
+                answer = [network.ip_address in shown, network.interface]
+            answer.append("eth0" in sh("nsenter", "-t", str(process.pid), "-n", "ip", "link"))
+            process.kill()
+        answer.append(refused(NetworkError, container.setup_container_network, os.getpid()))
+        """
+    )
+    assert answer[:3] == [True, "eth0", False]
+    assert "no network namespace of its own" in answer[3]
+
+
+def test_a_created_container_is_connected_before_it_starts(host: FakeHost) -> None:
+    answer = host(
+        """
+        with Container(Config(network=NetworkConfig())) as box:
+            box.create(Process(["ip", "-o", "-4", "addr", "show", "eth0"], stdout=PIPE))
+            answer = [box.networks[0].ip_address]
+            box.start()
+            answer.append(answer[0] in box.stdout.read().decode())
+            box.wait()
+        """
+    )
+    assert answer[1] is True
+
+
+def test_leases_are_unique_rest_and_end_with_their_holder(host: FakeHost) -> None:
+    answer = host(
+        """
+        subnet = "10.99.0.0/29"
+        leases = [container.lease_ip(subnet) for _ in range(5)]
+        given = {lease.ip_address for lease in leases}
+        answer = [len(given), refused(NetworkError, container.lease_ip, subnet)]
+        leases[0].release()
+        with container.lease_ip(subnet) as last:
+            answer.append(last.ip_address == leases[0].ip_address)  # there is no other
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+        try:
+            with container.lease_ip(subnet):  # though a fork of its holder lives
+                answer.append("free")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        leases[1].release()
+        others = {leases[0].ip_address, leases[1].ip_address}
+        with container.lease_ip(subnet) as lease:
+            answer.append(lease.ip_address in others)
+        for lease in leases:
+            lease.release()
+        """
+    )
+    assert answer == [5, "every address of 10.99.0.0/29 is taken", True, "free", True]
+
+
+FORWARD = """
+sh("nft", "add table ip filter; add chain ip filter FORWARD"
+          " {{ type filter hook forward priority 0; policy drop; }}")
+{extra}
+with serving(NetworkConfig(bridge="fw1", subnet="10.89.40.0/24", port_mappings=["8089:80"])):
+    answer = [at("client", ask, "tcp", "192.0.2.1", 8089, timeout=REFUSED),
+              sh("nft", "list", "chain", "ip", "filter", "{chain}").count("container bridge fw1")]
+from container._network import _admin
+_admin.prune_networks()
+answer.append(ruleset().count("container bridge fw1"))
+sh("nft", "delete", "table", "ip", "filter")
+"""
+
+
+@pytest.mark.parametrize("chain", ["FORWARD", "DOCKER-USER"])
+def test_a_firewall_that_drops_lets_published_ports_pass_until_the_bridge_goes(
+    host: FakeHost, chain: str
+) -> None:
+    extra = (
+        'sh("nft", "add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER")'
+    )
+    source = FORWARD.format(chain=chain, extra=extra if chain == "DOCKER-USER" else "")
+    assert host(source) == ["192.0.2.2", 2, 0]
+
+
+def test_the_command_publishes_lists_and_prunes() -> None:
+    with fake_host() as fresh:
+        answer = fresh(
+            """
+            from container import _cli
+            import io
+            def cli(*words):
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    status = _cli.main(words)
+                return status, out.getvalue()
+            forwarding = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
+            before = [forwarding.read_text(), ruleset(), sh("ip", "-br", "link")]
+            args = [sys.executable, "-m", "container", "run", "--net", "bridge", "-p", "8080:80",
+                    "--name", "shown", "--", sys.executable, "-I", "-S", "-c", SERVER,
+                    json.dumps([["tcp", 80]])]
+            with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+                assert process.stdout.readline() == b"ready\\n"
+                answer = [at("client", ask, "tcp", "192.0.2.1", 8080)]
+                listed = json.loads(cli("network", "ls", "--json")[1])
+                answer.append(listed[0]["containers"]["shown"]["ports"])
+                answer.append(cli("network", "inspect", "container0")[0])
+                answer.append(cli("network", "prune")[1])
+                process.terminate()
+            answer.append(cli("network", "prune")[1])
+            answer.append(cli("network", "ls")[1].split())
+            answer.append(before == [forwarding.read_text(), ruleset(), sh("ip", "-br", "link")])
+            """
+        )
+    assert answer == [
+        *("192.0.2.2", ["*:8080/tcp->80"], 0, "", "container0\n"),
+        *(["NAME", "SUBNET", "SUBNET6", "CONTAINERS"], True),
+    ]

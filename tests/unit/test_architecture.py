@@ -80,7 +80,7 @@ ARROWS = {
     "_manage": WORDS | {"_container", "_logs", "_prune", "_state"},
     "_cli": MIDDLE
     | {"_top", "_terminal"}
-    | {"_container", "_oneshot", "_doctor", "_exec", "_manage", "_state"},
+    | {"_container", "_oneshot", "_doctor", "_exec", "_manage", "_network", "_state"},
     "__main__": {"_cli"},
     "__init__": WORDS
     | {"_cgroup", "_container", "_doctor", "_oneshot", "_process"}
