@@ -332,6 +332,13 @@ def test_a_step_that_fails_leaves_nothing(host: FakeHost, step: str) -> None:
                 refused(NetworkError, container.run, ["true"], network=network),
                 refused(NetworkError, Container(Config(network=network)).run, Process(["true"])),
             ]
+            args = ["unshare", "--net", "sh", "-c", "echo up; exec sleep 60"]
+            with subprocess.Popen(args, stdout=subprocess.PIPE) as process:
+                process.stdout.readline()
+                connect = container.setup_container_network
+                answer.append(refused(NetworkError, connect, process.pid, network))
+                assert "eth0" not in sh("nsenter", "-t", str(process.pid), "-n", "ip", "link")
+                process.kill()
         finally:
             _host.fail_at = None
         files = pathlib.Path("/run/container").rglob("*.hosts")
