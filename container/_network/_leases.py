@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from fcntl import LOCK_UN, flock
 from itertools import chain
 from typing import Self
 
@@ -40,6 +41,7 @@ class IPLease:
         fd, self._fd = self._fd, None
         if fd is not None and self._owner == os.getpid():
             os.utime(fd)
+            flock(fd, LOCK_UN)  # a fork may not have closed its copy yet
             let_go(fd)
 
     def __enter__(self) -> Self:
