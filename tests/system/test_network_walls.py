@@ -119,6 +119,7 @@ def server(name):
     sock.settimeout(10)
     sock.bind((name, 7003))
     return sock
+container.ensure_bridge()
 assert pathlib.Path("/proc/sys/net/ipv4/conf/container0/route_localnet").read_text() == "1\\n"
 with serving() as box, server("127.0.0.1") as hidden, server("10.88.0.1") as shown:
     bridge = bytes.fromhex(pathlib.Path("/sys/class/net/container0/address").read_text()
