@@ -19,7 +19,7 @@ hosted := -std=gnu11 -O2 $(warnings)
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deps test-vm docs wheels test-wheels lint lint-python lint-c bench bench-exec clean
+.PHONY: help demo test test-deps test-vm docs wheels test-wheels lint lint-python lint-c bench bench-exec bench-network clean
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,9 @@ bench: $(VENV)/.demo ## measure a start beside the floor and other programs, as 
 
 bench-exec: $(VENV)/.demo ## likewise a command in a running container
 	$(python) bench/exec.py $(ARGS)
+
+bench-network: $(VENV)/.demo ## likewise a network: interfaces, published ports, new flows
+	$(python) bench/network.py $(ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info container/*.so .hypothesis .mypy_cache .pytest_cache .ruff_cache

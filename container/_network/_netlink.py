@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENODEV, ENOENT
 from functools import cache
@@ -61,6 +61,7 @@ _ERROR, _DONE = 2, 3
 _HAS_TLVS, _MESSAGE_TLV = 0x200, 1  # NLM_F_ACK_TLVS, NLMSGERR_ATTR_MSG
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _BUFFER = 1 << 16
+_SO_SNDBUFFORCE = 32
 _RECEIVE = 1 << 22  # for the answers to a large batch; the kernel may give less
 
 Value = bytes | str | int | Sequence[Any]
@@ -168,6 +169,7 @@ class Netlink:
             self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE)
             self._socket.bind((0, 0))
+            self._room = 1 << 16  # bytes that can surely be sent
         except BaseException:
             self._socket.close()
             raise
@@ -190,6 +192,10 @@ class Netlink:
         if not messages:
             return
         data = [message.encode(number) for number, message in enumerate(messages, 1)]
+        size = sum(map(len, data))
+        if size > self._room:  # a batch is sent at once, or it would be several
+            self._room = 2 * size
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._room)
         self._socket.sendmsg(data)
         errors = sorted((number, code, text) for number, code, text in self._answers() if code)
         if errors:
@@ -266,8 +272,40 @@ def open_route() -> Netlink:
     return Netlink(NETLINK_ROUTE)
 
 
-def open_netfilter() -> Netlink:
-    return Netlink(NETLINK_NETFILTER)
+_netfilter: dict[int, Netlink] = {}
+
+
+@contextmanager
+def open_netfilter() -> Iterator[Netlink]:
+    """One at a time, for who has the lock of the network namespace.
+
+    That of the process's own namespace stays open: the kernel lets nobody close one before what was
+    deleted by any is freed, which takes it a grace period, 10 ms and more.
+    """
+    here, own = (os.stat(f"/proc/{each}/ns/net").st_ino for each in ("thread-self", "self"))
+    if here != own:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            yield netlink
+        return
+    kept = _netfilter.get(own)
+    if kept is None:
+        while _netfilter:  # the process was elsewhere
+            _netfilter.popitem()[1].close()
+        kept = _netfilter[own] = Netlink(NETLINK_NETFILTER)
+    try:
+        yield kept
+    except BaseException:
+        _netfilter.pop(own, None)  # there may be answers left
+        kept.close()
+        raise
+
+
+def _forget_in_fork() -> None:
+    while _netfilter:
+        _netfilter.popitem()[1].close()
+
+
+os.register_at_fork(after_in_child=_forget_in_fork)
 
 
 def inside(namespace: int, work: Callable[[], _T]) -> _T:

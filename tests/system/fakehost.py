@@ -122,6 +122,15 @@ def at(where, work, *args, **options):
 def ruleset():
     return sh("nft", "list", "ruleset")
 
+def rules():
+    # Their words: sets have no order of their own.
+    return sorted(re.split(r"[\s,]+", ruleset()))
+
+def links():
+    # Names, but for what goes with a namespace when the kernel comes to it.
+    names = [line.split()[0] for line in sh("ip", "-br", "link").splitlines()]
+    return [name for name in names if not name.startswith("ctr-")]
+
 def elements(text=None):
     # Those of containers and ports, a line each.
     return re.findall(r"\S[^\n]* comment [^\n]*", ruleset() if text is None else text)

@@ -455,7 +455,7 @@ def test_the_command_publishes_lists_and_prunes() -> None:
                     status = _cli.main(words)
                 return status, out.getvalue()
             forwarding = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
-            before = [forwarding.read_text(), ruleset(), sh("ip", "-br", "link")]
+            before = [forwarding.read_text(), rules(), links()]
             args = [sys.executable, "-m", "container", "run", "--net", "bridge", "-p", "8080:80",
                     "--name", "shown", "--", sys.executable, "-I", "-S", "-c", SERVER,
                     json.dumps([["tcp", 80]])]
@@ -469,7 +469,7 @@ def test_the_command_publishes_lists_and_prunes() -> None:
                 process.terminate()
             answer.append(cli("network", "prune")[1])
             answer.append(cli("network", "ls")[1].split())
-            answer.append(before == [forwarding.read_text(), ruleset(), sh("ip", "-br", "link")])
+            answer.append(before == [forwarding.read_text(), rules(), links()])
             """
         )
     assert answer == [
