@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from errno import EEXIST, ENOENT, EPERM
@@ -189,18 +189,22 @@ class Host:
 
     # Bridges
 
-    def ensure(self, wanted: Bridge) -> tuple[Bridge, int]:
-        """The bridge as it is, and its index; made if it is not there."""
+    def ensure(self, wanted: Bridge, said: Collection[str] = ()) -> tuple[Bridge, int]:
+        """The bridge as it is, and its index; made if it is not there.
+
+        One that is there must be as ``wanted`` in what was ``said``; the rest is its default.
+        """
         known = self.store.bridge(wanted.name)
         index = _index_of(wanted.name)
         if known is not None and index is not None:
-            return self._update(known, wanted), index
+            return self._update(known, wanted, said), index
         bridge = known or wanted
         if known is None:
             self._check_free(bridge)
         with ExitStack() as undo:
-            index = self._make_link(bridge, undo)
+            index, made = self._make_link(bridge, undo)
             step("bridge")
+            bridge = replace(bridge, made=made if known is None else known.made)
             self._prepare(bridge, index)
             bridge = replace(bridge, nat=(*_subnets(bridge),))
             if known is None:
@@ -213,10 +217,10 @@ class Host:
             undo.pop_all()
         return bridge, index
 
-    def _update(self, known: Bridge, wanted: Bridge) -> Bridge:
-        for name in ("subnet", "gateway", "subnet6", "gateway6", "mtu"):
+    def _update(self, known: Bridge, wanted: Bridge, said: Collection[str]) -> Bridge:
+        for name in said:
             ours, theirs = getattr(wanted, name), getattr(known, name)
-            if ours and ours != theirs:
+            if ours != theirs:
                 raise NetworkError(f"bridge {known.name} is there with {name} {theirs}, not {ours}")
         peers = [peer for peer in wanted.peers if peer not in known.peers]
         if peers:
@@ -244,9 +248,11 @@ class Host:
                 if index != own and overlaps(subnet, taken):
                     raise NetworkError(f"subnet {subnet} overlaps {taken}, which the host routes")
 
-    def _make_link(self, bridge: Bridge, undo: ExitStack) -> int:
+    def _make_link(self, bridge: Bridge, undo: ExitStack) -> tuple[int, bool]:
+        """Its index, and whether it was not there."""
         link = _netlink.find_link(self.route, bridge.name)
-        if link is None:
+        made = link is None
+        if made:
             mac = bytes((_BRIDGE_MAC_KIND, *os.urandom(5)))
             with told(f"make the bridge {bridge.name}"):
                 self.route.send([_netlink.new_bridge(bridge.name, mac, bridge.mtu)])
@@ -254,7 +260,7 @@ class Host:
             link = _netlink.find_link(self.route, bridge.name)
         if link is None or link.kind != "bridge":
             raise NetworkError(f"the interface {bridge.name} is no bridge")
-        return link.index
+        return link.index, made
 
     def _delete_link(self, name: str) -> None:
         with suppress(NetlinkError):
@@ -263,7 +269,8 @@ class Host:
     def _prepare(self, bridge: Bridge, index: int) -> None:
         name = bridge.name
         _sysctl.write(f"ipv6/conf/{name}/accept_ra", "0")
-        _sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0" if bridge.subnet6 else "1")
+        if bridge.made or bridge.subnet6:
+            _sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0" if bridge.subnet6 else "1")
         # For published ports at 127.0.0.1; the chain `raw` keeps everybody else from there.
         _sysctl.write(f"ipv4/conf/{name}/route_localnet", "1")
         messages = [_netlink.set_up(index)]
@@ -376,8 +383,8 @@ _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 def require_root() -> None:
     if os.geteuid() != 0:
         raise UnsupportedError(
-            "a bridge is for root: an ordinary user has no rights over the host's network; as one,"
-            " have pasta or slirp4netns installed",
+            "a bridge is for root: an ordinary user has no rights over the host's network, and has"
+            " 'none' or 'host'",
             field="network.mode",
         )
 
@@ -411,10 +418,16 @@ def _lines_of(attachment: Attachment) -> bytes:
     return hosts_text(attachment.names, attachment.plain_addresses()).encode()
 
 
-def bridge_of(config: NetworkConfig) -> Bridge:
-    """What a config asks for; a subnet of "" is that of a bridge which is there."""
+def bridge_of(config: NetworkConfig) -> tuple[Bridge, list[str]]:
+    """What a config asks for, defaults filled in, and what of it was said; a subnet of "" is that
+    of a bridge which is there.
+    """
     subnet, subnet6 = config.subnet_of(4), config.subnet_of(6)
-    return Bridge(
+    said = [name for name in ("gateway", "gateway6") if getattr(config, name) is not None]
+    if config.subnet is not None or subnet != DEFAULT_BRIDGE_SUBNET:
+        said += ["subnet"] if subnet is not None else []
+    said += ["subnet6"] if subnet6 is not None else []
+    bridge = Bridge(
         name=config.bridge,
         subnet=subnet or "",
         gateway=config.gateway_of(4) or "",
@@ -424,6 +437,7 @@ def bridge_of(config: NetworkConfig) -> Bridge:
         peers=tuple(config.peers),
         adjust_firewall=config.adjust_firewall,
     )
+    return bridge, said
 
 
 # Public ------------------------------------------------------------------------------------------
@@ -454,7 +468,7 @@ def ensure_bridge(
         peers=tuple(peers),
     )
     with Host() as host:
-        host.ensure(bridge_of(config))
+        host.ensure(*bridge_of(config))
 
 
 def ensure_forwarding_enabled() -> list[str]:

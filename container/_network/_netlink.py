@@ -28,6 +28,7 @@ from pyroute2.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
+    NLM_F_REPLACE,
     NLM_F_REQUEST,
 )
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES, nftsocket
@@ -417,7 +418,7 @@ def new_address(index: int, address: bytes, prefix: int) -> Message:
     family = family_of(address)
     head = _ADDRESS.pack(family, prefix, _IFA_F_NODAD if len(address) == 16 else 0, 0, index)
     attributes: Attributes = [("IFA_LOCAL", address), ("IFA_ADDRESS", address)]
-    flags = NLM_F_CREATE | NLM_F_REQUEST | NLM_F_ACK
+    flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_REQUEST | NLM_F_ACK
     return Message(RTM_NEWADDR, flags, head + encode(ifaddrmsg, attributes))
 
 

@@ -71,7 +71,7 @@ class Connection:
             raise
 
     def _plan(self, host: Host, config: NetworkConfig, interface: str, hostname: str) -> None:
-        bridge, index = host.ensure(bridge_of(config))
+        bridge, index = host.ensure(*bridge_of(config))
         addresses = [
             self._lease(host, bridge, version, config)
             for version in (4, 6)

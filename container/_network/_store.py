@@ -25,7 +25,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EWOULDBLOCK
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -134,11 +134,14 @@ class Store:
     def locked(self) -> Iterator[None]:
         """For the one who changes rules, bridges or files of containers."""
         fd = above_stdio(os.open(f"{self.path}/lock", _FILE, 0o600))
+        hold(fd)
         try:
             flock(fd, LOCK_EX)
             yield
         finally:
-            os.close(fd)
+            with suppress(OSError):  # in a fork that was made in here it is closed
+                flock(fd, LOCK_UN)  # whatever copies a fork may have
+            let_go(fd)
 
     # Bridges
 

@@ -318,6 +318,36 @@ def test_bridges_that_cannot_be_are_refused_and_not_made(host: FakeHost) -> None
     assert [word for word, text in zip(words, answer, strict=True) if word not in text] == []
 
 
+def test_a_bridge_of_somebody_elses_is_used_and_stays(host: FakeHost) -> None:
+    answer = host(
+        """
+        from container._network import _admin
+        sh("ip", "link", "add", "theirs1", "type", "bridge")
+        sh("ip", "addr", "add", "10.89.50.1/24", "dev", "theirs1")
+        with serving(NetworkConfig(bridge="theirs1", subnet="10.89.50.0/24")) as box:
+            answer = [ask("tcp", address(box), 80)]
+        pruned = _admin.prune_networks()
+        answer += ["theirs1" in pruned, "theirs1" in links()]
+        sh("ip", "link", "del", "theirs1")
+        """
+    )
+    assert answer == ["10.89.50.1", True, True]
+
+
+def test_what_was_not_said_is_as_the_bridge_has_it(host: FakeHost) -> None:
+    answer = host(
+        """
+        container.ensure_bridge("said1", subnet="10.89.60.0/24", gateway="10.89.60.254")
+        with serving(NetworkConfig(bridge="said1")) as box:
+            answer = [address(box).startswith("10.89.60."), box.networks[0].gateway]
+        said = NetworkConfig(bridge="said1", subnet="10.89.61.0/24")
+        answer.append(refused(NetworkError, container.run, ["true"], network=said))
+        """
+    )
+    assert answer[:2] == [True, "10.89.60.254"]
+    assert "10.89.60.0/24" in answer[2]
+
+
 STEPS = ["address", "files", "reserve", "elements", "veth", "inside"]
 
 

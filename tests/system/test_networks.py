@@ -6,9 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from system.fakehost import FakeHost, fake_host
+
+if TYPE_CHECKING:
+    from system.conftest import OrdinaryUser
 
 pytestmark = pytest.mark.needs("root", "userns", "ip", "nft")
 
@@ -416,6 +420,24 @@ def test_leases_are_unique_rest_and_end_with_their_holder(host: FakeHost) -> Non
         """
     )
     assert answer == [5, "every address of 10.99.0.0/29 is taken", True, "free", True]
+
+
+def test_a_bridge_is_refused_to_an_ordinary_user_by_name(as_user: OrdinaryUser) -> None:
+    done = as_user(
+        """
+        import container
+        for work in (
+            lambda: container.run(["true"], network="bridge"),
+            lambda: container.ensure_bridge(),
+            lambda: container.PortForwarder("10.88.0.2").add_mapping("80:80"),
+        ):
+            try:
+                work()
+            except container.UnsupportedError as error:
+                print(error.field)
+        """
+    )
+    assert (done.stdout.split(), done.stderr) == (["network.mode"] * 3, "")
 
 
 FORWARD = """
