@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container import ConfigError, NetworkError, allocate_ip
@@ -29,6 +29,7 @@ def test_a_small_subnet_is_given_to_its_end() -> None:
         allocate_ip("192.0.2.8/29", used)
 
 
+@settings(deadline=None)
 @given(st.integers(20, 29), st.sets(st.integers(0, 4095)))
 def test_what_is_given_is_of_the_subnet_and_free(prefix: int, used: set[int]) -> None:
     network = ip_network(f"10.16.0.0/{prefix}")

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container import (
@@ -103,6 +103,7 @@ def test_loopback_of_ip6_cannot_be_had() -> None:
         PortMapping.parse("[::1]:8080:80")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 65535), st.integers(1, 65535), st.sampled_from(["tcp", "udp", "sctp"]))
 def test_every_mapping_survives_its_text(host: int, inside: int, protocol: str) -> None:
     mapping = PortMapping(None, host, inside, protocol)
