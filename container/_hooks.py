@@ -232,6 +232,7 @@ class HookRunner:
                 timed_out = not child.failure.errno and deadline is not None
                 return _End(None, b"", child.failure, timed_out)
             talk = Conversation(request.args, None, _MOST_OUTPUT, began)
+            talk.expired = limit if child.late else None
             result = talk.hold(child, stdio.ours, _stdin_of(state), limit)
         except ContainerTimeoutError as error:
             return _End(None, error.result.stdout if error.result else b"", timed_out=True)

@@ -293,9 +293,9 @@ def settle_member(  # noqa: PLR0917 - those of a start
     """An error where the command does not run; ``patience``: seconds to wait where `may_have_died`
     says so.
     """
+    refuse_late(child, wanted, manner)
     if child.started:
         return
-    refuse_late(child, wanted, manner)
     child.close()
     raise _explain_member(child, plan, host.child, patience)
 
@@ -326,9 +326,13 @@ def deadline_of(wanted: ExecConfig, manner: Manner) -> float | None:
 
 
 def refuse_late(child: Child, wanted: ExecConfig, manner: Manner) -> None:
-    """`ContainerTimeoutError` where a command was killed at its deadline, before it ran."""
+    """`ContainerTimeoutError` where a command was killed at its deadline, before it ran, or was
+    known to: it may have begun to while it was killed.
+    """
     deadline = deadline_of(wanted, manner)
-    if deadline is None or child.failure is None or child.failure.errno or monotonic() < deadline:
+    if deadline is None or (child.failure is not None and child.failure.errno):
+        return
+    if not child.late and (child.failure is None or monotonic() < deadline):
         return
     conversation = Conversation(wanted.args, manner.text, manner.capture, manner.began)
     conversation.conclude(child, {}, float(wanted.timeout))  # type: ignore[arg-type]

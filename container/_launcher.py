@@ -491,6 +491,7 @@ class Child:
     _word: int | None = None  # a pipe by which it tells itself that it runs
     created = False
     started = False
+    late = False  # killed at its deadline, before it was known to have started
     hooks_at = ""  # the step at which it waits for hooks, and then for `start`
     hook_end: HookEnd | None = None  # of the last hook that was sent
     exit: Exit | None = None
@@ -1797,9 +1798,11 @@ def _await_start(child: Child, deadline: float | None) -> Child:
                 child.await_word()
                 continue
             left = None if deadline is None else deadline - monotonic()
-            if not child.wait_news(left) and left is not None and left <= 0:
-                child.kill()
+            in_time = child.wait_news(left) or left is None or left > 0
             child.receive()
+            if not (in_time or child.started or child.over):
+                child.late = True
+                child.kill()
     except BaseException:
         child.kill()
         raise

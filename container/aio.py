@@ -109,6 +109,7 @@ async def _guarded(watch: Watch, *, started: bool = False, deadline: float | Non
     left = None if deadline is None else deadline - monotonic()
     async with watch:
         if not await watch.until(is_there, left):
+            child.late = True
             await watch.kill()
 
 

@@ -27,6 +27,7 @@ from container import (
     get_namespace_paths,
     join_network_namespace,
 )
+from container._launcher import Child
 
 pytestmark = [pytest.mark.needs("userns"), pytest.mark.kernel]
 
@@ -180,6 +181,33 @@ def test_a_timeout_ends_a_command_among_strangers(stranger: int) -> None:
     process = exec_in_namespaces(stranger, ExecConfig(script, timeout=0.2))
     with pytest.raises(container.ContainerTimeoutError):
         process.communicate()
+
+
+def test_a_command_that_begins_while_it_is_killed_at_its_deadline_has_timed_out(
+    stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill = Child.kill
+    begun = []
+
+    def begin_and_kill(child: Child) -> None:
+        while not (child.started or child.over):
+            child.wait_news(None)
+            child.receive()
+        begun.append(child.started)
+        kill(child)
+
+    late = ExecConfig(["sleep", "1000"], timeout=1e-6)
+    with Container() as box:
+        box.run(Process(["sleep", "1000"]))
+        with monkeypatch.context() as patch:
+            patch.setattr(Child, "kill", begin_and_kill)
+            with pytest.raises(container.ContainerTimeoutError) as caught:
+                exec_in_namespaces(stranger, late)
+            assert caught.value.result is not None
+            assert caught.value.result.timed_out
+            with pytest.raises(container.ContainerTimeoutError):
+                box.exec(late).communicate()
+    assert begun and all(begun)
 
 
 def test_a_process_that_is_not_there_is_an_error() -> None:
