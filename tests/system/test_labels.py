@@ -151,7 +151,7 @@ POLICY = f"""
 """
 SELINUX = Path("/sys/fs/selinux")
 TRY_SELINUX = """
-tr -d '\\\\0' </proc/self/attr/current && echo
+cat /proc/self/attr/current && echo
 cat /etc/passwd >/dev/null && echo read
 : >>/tmp/x && echo written
 """
@@ -194,7 +194,7 @@ def test_what_the_policy_forbids_is_forbidden(options: dict[str, Any]) -> None:
     def lines_of(**more: Any) -> list[str]:
         config = Config(**options, **more)
         result = container.run(["sh", "-c", TRY_SELINUX], config=config, text=True)
-        return str(result.stdout).split()
+        return str(result.stdout).replace("\0", "").split()
 
     assert lines_of() == ["u:r:free_t", "read", "written"]
     assert lines_of(selinux_label="u:r:box_t") == ["u:r:box_t", "read"]
