@@ -12,11 +12,18 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 
+import hypothesis
 import needs
 import pytest
 
 MACHINE = pytest.StashKey[needs.Machine]()
 POLICY = pytest.StashKey[needs.Policy]()
+
+# How long an example takes says something about what else the machine does.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 # The needs that the machine which runs `.ci/run` does not meet, and its virtual machine does.
 ONLY_IN_MACHINES = re.compile(r"cgroup2:|(vm|apparmor)$")
