@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from errno import EIO, ENOENT
+from fcntl import ioctl
 from functools import partial
 from select import select
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
@@ -66,6 +67,7 @@ _OUTPUT_CHUNK = 1 << 14
 _LARGEST_PIPE = 1 << 20
 _INTERVAL = 1.0  # seconds between tables of stats
 _CLEAR = "\x1b[H\x1b[J"
+_TIOCGPTPEER = 0x5441
 _INPUT_CHUNK = 4096  # PIPE_BUF: a pipe that can be written to takes it whole
 
 # Options that are promised for later: an error that says so beats "unrecognized arguments".
@@ -465,9 +467,17 @@ class _Copy:
         self._selector = DefaultSelector()
         self._typed = b""
         self._outputs: list[Callable[[], bool]] = []
+        self._peer: int | None = None  # the other end of the container's terminal
 
     def run(self) -> None:
         """Copy until the command has ended and everything that it wrote is out."""
+        try:
+            self._run()
+        finally:
+            if self._peer is not None:
+                os.close(self._peer)
+
+    def _run(self) -> None:
         with self._selector:
             for stream, terminal in ((self._box.stdout, 1), (self._box.stderr, 2)):
                 if stream is not None:
@@ -506,7 +516,11 @@ class _Copy:
         except OSError as error:
             if error.errno != EIO:
                 raise
-            data = b""  # a terminal that nobody in the container has open any more
+            if self._peer is None:
+                # Nobody in the container has the terminal open; somebody may open it again.
+                self._peer = ioctl(source, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+                return False
+            data = b""  # it was hung up
         if not data:
             with suppress(KeyError):
                 self._selector.unregister(source)
