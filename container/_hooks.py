@@ -220,10 +220,14 @@ class HookRunner:
         try:
             deadline = None if limit is None else began + limit
             child = join_foreign(
-                request, stdio.child, pidfd=None, namespaces=OWN_NAMESPACES, deadline=deadline
+                request,
+                stdio.child,
+                pidfd=None,
+                namespaces=OWN_NAMESPACES,
+                end_tree=end_tree,
+                deadline=deadline,
             )
             stdio.close_child_ends()
-            child.end_tree = end_tree
             self._running = child
             if self._cancelled:  # just before that was known
                 self.cancel()

@@ -25,6 +25,7 @@ from container._launcher import (
     MAX_INLINE,
     Base,
     Child,
+    EndTree,
     Failure,
     Join,
     Lines,
@@ -249,8 +250,7 @@ def run_member(
     known = plan_lately(host, config, names)
     wanted, plan = known.wanted, known.plan
     if known.request is not None:
-        child = ask_process(known.request, host.child, host.lines)
-        _end_by_tree(host, child)
+        child = ask_process(known.request, host.child, host.lines, _end_by_tree(host))
         settle_member(host, plan, child, wanted, manner)
         return as_process(child, Stdio(ours=child.take_streams()), wanted, manner)
     stdio = open_process_stdio(wanted)
@@ -267,19 +267,25 @@ def begin_member(
     host: Host, plan: Plan, stdio: Stdio, deadline: float | None, *, wait: bool
 ) -> Child:
     """Ask for a command in a container; without ``wait`` return before it is known to run."""
-    child = _join(plan, stdio, host.child, deadline, wait=wait)
-    _end_by_tree(host, child)
-    return child
+    return join_process(
+        plan.request,
+        plan.identity.maps,
+        stdio.child,
+        pipes=stdio.pipes if _owns_pipes(plan) else 0,
+        owner=host.child,
+        end_tree=_end_by_tree(host),
+        deadline=deadline,
+        wait=wait,
+    )
 
 
-def _end_by_tree(host: Host, child: Child) -> None:
+def _end_by_tree(host: Host) -> EndTree:
     def end(pid: int, pidfd: int) -> None:
-        if not end_tree(
-            pid, pidfd, lambda: is_frozen(host.child.cgroup)
-        ):  # a fork bomb: nothing less is sure to end it
+        if not end_tree(pid, pidfd, lambda: is_frozen(host.child.cgroup)):
+            # A fork bomb: nothing less is sure to end it.
             host.child.signal(9)
 
-    child.end_tree = end
+    return end
 
 
 def settle_member(  # noqa: PLR0917 - those of a start
@@ -304,14 +310,6 @@ def may_have_died(child: Child) -> bool:
     """Whether a start has failed as it does where the container is about to end."""
     failure = child.failure
     return failure is not None and (failure.errno or None) in GONE and failure.step != "target"
-
-
-def _join(plan: Plan, stdio: Stdio, owner: Child, deadline: float | None, *, wait: bool) -> Child:
-    pipes = stdio.pipes if _owns_pipes(plan) else 0
-    maps = plan.identity.maps
-    return join_process(
-        plan.request, maps, stdio.child, pipes=pipes, owner=owner, deadline=deadline, wait=wait
-    )
 
 
 def _owns_pipes(plan: Plan) -> bool:

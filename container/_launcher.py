@@ -470,6 +470,9 @@ class Lines:
     __del__ = close
 
 
+EndTree = Callable[[int, int], object]
+
+
 class Child:
     """A container's first process, as the launcher reports it. Thread-safe.
 
@@ -484,7 +487,7 @@ class Child:
     in_cgroup = False
     terminal: int | None = None  # our end of its terminal, where it has one
     # Of an exec, with pid and pidfd: its end is not that of all that it has started.
-    end_tree: Callable[[int, int], object] | None = None
+    end_tree: EndTree | None = None
     on_report: Callable[[], object] | None = None  # in whichever thread takes one in
     # Our ends of its output and errors by name, where the launcher made them.
     streams: Mapping[str, int] = MappingProxyType({})
@@ -1726,11 +1729,12 @@ def join_process(
     *,
     pipes: int,
     owner: Child,
+    end_tree: EndTree,
     deadline: float | None = None,
     wait: bool = True,
 ) -> Child:
     """Run a program in the namespaces of a container; returns once it runs or has failed, or
-    without ``wait`` at once.
+    without ``wait`` at once. See `Child.end_tree`: it may have started something by then.
 
     Only the launcher that made the container can; one that is gone has taken it along. What has not
     started by ``deadline`` (of `time.monotonic`) is killed.
@@ -1740,13 +1744,15 @@ def join_process(
         child = owner.launcher.start(data, (), stdio)
     except _Gone:
         raise _lost_with_launcher() from None
+    child.end_tree = end_tree
     return _await_start(child, deadline) if wait else child
 
 
-def ask_process(data: bytes, owner: Child, lines: Lines) -> Child:
+def ask_process(data: bytes, owner: Child, lines: Lines, end_tree: EndTree) -> Child:
     """`join_process`, with streams that the launcher makes: on a line where one is there."""
     while (channel := lines.take()) is not None:
         child = Child(channel, owner.launcher, lines)
+        child.end_tree = end_tree
         try:
             if child.ask(data):
                 return _await_start(child, None)
@@ -1758,6 +1764,7 @@ def ask_process(data: bytes, owner: Child, lines: Lines) -> Child:
         child = owner.launcher.start(data, (), (), lines)
     except _Gone:
         raise _lost_with_launcher() from None
+    child.end_tree = end_tree
     return _await_start(child, None)
 
 
@@ -1771,6 +1778,7 @@ def join_foreign(
     *,
     pidfd: int | None,
     namespaces: tuple[str, ...],
+    end_tree: EndTree,
     deadline: float | None = None,
 ) -> Child:
     """As above in those of any process; ``namespaces`` are those of the caller that it keeps.
@@ -1782,7 +1790,9 @@ def join_foreign(
     for _ in range(TRIES):
         launcher = _get(namespaces)
         with suppress(_Gone):
-            child = _await_start(launcher.start(data, sources, stdio), deadline)
+            child = launcher.start(data, sources, stdio)
+            child.end_tree = end_tree
+            _await_start(child, deadline)
             if not child.must_retry():
                 return child
             child.close()

@@ -70,10 +70,10 @@ def _run(pid: int, pidfd: int, plan: Plan, wanted: ExecConfig, manner: Manner) -
             stdio.child,
             pidfd=pidfd,
             namespaces=plan.request.base.kept_namespaces,
+            end_tree=end_tree,  # what it cannot end is no container's
             deadline=deadline_of(wanted, manner),
         )
         stdio.close_child_ends()
-        child.end_tree = end_tree  # what it cannot end is no container's
         refuse_late(child, wanted, manner)
         if child.failure is None:
             return as_process(child, stdio.take(), wanted, manner)
