@@ -195,7 +195,8 @@ def _asking() -> Iterator["_Manager"]:
 def _connection(path: str) -> Iterator[Any]:
     from jeepney.io.blocking import open_dbus_connection  # noqa: PLC0415  (an extra)
 
-    connection = open_dbus_connection(f"unix:path={path}")
+    # A bus that starts because somebody asks for it takes longer than jeepney's one second.
+    connection = open_dbus_connection(f"unix:path={path}", auth_timeout=_TIMEOUT)
     try:
         yield connection
     finally:
