@@ -360,8 +360,10 @@ def start_child(child: Child, plan: Plan) -> None:
     while not (child.started or child.over):
         child.wait_news(None)
         child.receive()
-    if child.failure is not None:
+    if child.failure is not None and child.failure.errno:
         raise explain(child.failure, plan)
+    if child.failure is not None or (child.exit is not None and child.exit.lost):
+        raise StateError("the container was ended by somebody else before its program ran")
 
 
 def listen_in(directory: int) -> int:

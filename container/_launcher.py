@@ -1177,12 +1177,19 @@ class Launcher:
     def claim(self, top: int, directory: int) -> None:
         """Make it the owner of a container's directory; BlockingIOError where that has one."""
         request = lib.REQUEST_CLAIM.to_bytes(4, byteorder)
-        _check_answer(self._ask(request, [top, directory]), "cannot lock the state")
+        self._order(request, [top, directory], "cannot lock the state")
 
     def detach(self, life: "Lifespan", serial: int, name: str, fds: Sequence[int]) -> None:
         """Have a container at the gate live on without us, once it is started."""
-        report = self._ask(encode_detach(life, serial, name), fds)
-        _check_answer(report, "the launcher cannot detach the container")
+        request = encode_detach(life, serial, name)
+        self._order(request, fds, "the launcher cannot detach the container")
+
+    def _order(self, request: bytes, fds: Sequence[int], detail: str) -> None:
+        try:
+            report = self._ask(request, fds)
+        except _Gone:
+            raise launch_error("launcher", None, "its launcher was killed") from None
+        _check_answer(report, detail)
 
     def end(self) -> None:
         """Close it and wait until every container of it is gone."""
