@@ -5,6 +5,7 @@ import argparse
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -221,7 +222,8 @@ def _prune(options: argparse.Namespace) -> int:
 
     pruned = prune()
     if options.json:
-        print(json.dumps({"containers": pruned.containers, "cgroups": pruned.cgroups}))
+        print(json.dumps(asdict(pruned)))
     else:
-        print("".join(f"{each}\n" for each in (*pruned.containers, *pruned.cgroups)), end="")
+        removed = dict.fromkeys((*pruned.containers, *pruned.cgroups, *pruned.networks))
+        print("".join(f"{each}\n" for each in removed), end="")
     return 0

@@ -7,6 +7,7 @@ of the cgroups of a launcher likewise (_cgroup.py). Ranges of host ids are locks
 mounts, namespaces and links go with the last process in them.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,15 +15,20 @@ from dataclasses import dataclass
 from container._cgroup import prune_places
 from container._config import ContainerState
 from container._errors import CgroupError, ConfigError, ContainerNotFoundError, StateError, publish
+from container._network._store import has_owners
 from container._state import StateManager, is_dead, remove_known
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What `prune` has removed: ids of containers, and directories of control groups."""
+    """What `prune` has removed: ids of containers, and directories of control groups.
+
+    ``networks`` are ids of containers of which there were ports, names or addresses on bridges.
+    """
 
     containers: tuple[str, ...] = ()
     cgroups: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 def list_containers() -> list[ContainerState]:
@@ -38,7 +44,9 @@ def prune() -> Pruned:
     and logs, and what was left by launchers that were killed. Nothing of a container that runs, or
     is being made, is touched. Safe at any time, from many processes at once.
     """
-    return Pruned(tuple(_prune_states(StateManager())), tuple(_prune_cgroups()))
+    return Pruned(
+        tuple(_prune_states(StateManager())), tuple(_prune_cgroups()), tuple(_prune_networks())
+    )
 
 
 def _prune_states(manager: StateManager) -> Iterator[str]:
@@ -57,6 +65,14 @@ def _prune_state(manager: StateManager, name: str) -> bool:
 def _prune_cgroups() -> Iterator[str]:
     with suppress(CgroupError):  # there are none here
         yield from prune_places()
+
+
+def _prune_networks() -> list[str]:
+    if os.geteuid() != 0 or not has_owners():
+        return []
+    from container._network._admin import collect  # noqa: PLC0415  (pyroute2)
+
+    return collect()
 
 
 publish(Pruned, list_containers, prune)

@@ -57,10 +57,10 @@ def _describe(bridge: Bridge, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def collect() -> None:
-    """Take away what is left of processes that were killed; for whoever prunes containers."""
-    with Host():
-        pass
+def collect() -> list[str]:
+    """Take away what is left of processes that were killed; the ids of their containers."""
+    with Host() as host:
+        return host.collected
 
 
 def prune_networks() -> list[str]:

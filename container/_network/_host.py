@@ -61,6 +61,7 @@ class Host:
     def __init__(self) -> None:
         require_root()
         self.store = Store()
+        self.collected: list[str] = []  # ids of containers whose owners were killed
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -144,6 +145,7 @@ class Host:
             for token in tokens:
                 for record in self.store.records(token):
                     self.remove(record)
+                    self.collected.append(record.id)
 
     def remove(self, record: Record) -> None:
         """All that bears its id but the files of its owner. The veth goes with its namespace."""

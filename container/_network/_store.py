@@ -112,6 +112,14 @@ def network_namespace() -> int:
     return os.stat("/proc/thread-self/ns/net").st_ino
 
 
+def has_owners() -> bool:
+    """Whether any process has, or had, containers in networks here. Makes nothing."""
+    try:
+        return bool(os.listdir(f"{default_directory()}/.network/{network_namespace()}/owners"))
+    except OSError:
+        return False
+
+
 class Store:
     """The files for the network namespace of the calling thread."""
 

@@ -451,6 +451,34 @@ def test_what_a_killed_owner_leaves_is_collected_by_the_next_operation(host: Fak
     assert answer == [2, []]
 
 
+def test_what_a_killed_owner_leaves_is_pruned(host: FakeHost) -> None:
+    answer = host(
+        """
+        script = (
+            "import container, time\\n"
+            "network = container.NetworkConfig(\\n"
+            "    ip_address='10.88.6.7', port_mappings=['8086:80'])\\n"
+            "box = container.Container(container.Config(network=network), id='left')\\n"
+            "box.run(container.Process(['sleep', '60']))\\n"
+            "print('up', flush=True)\\n"
+            "time.sleep(60)\\n"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"up\\n"
+        before = container.prune().networks
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        deadline = time.monotonic() + 10
+        while not (removed := container.prune().networks):  # once its launcher has ended, too
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        answer = [before, removed, [line for line in elements() if "10.88.6.7" in line]]
+        """
+    )
+    assert answer == [[], ["left"], []]
+
+
 def test_datagrams_go_to_the_new_container_after_the_old_one(host: FakeHost) -> None:
     # A flow that is still known would lead them to where nobody is.
     answer = host(

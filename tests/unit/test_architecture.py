@@ -63,7 +63,7 @@ ARROWS = {
     "_logs": DOOR | {"_state"},
     "_detached": MIDDLE | {"_codec", "_state"},
     "_after": MIDDLE | {"_detached", "_state"},
-    "_prune": WORDS | {"_cgroup", "_state"},
+    "_prune": WORDS | {"_cgroup", "_network", "_state"},
     "_container": MIDDLE
     | {"_join", "_files", "_events", "_hooks"}
     | {"_detached", "_logs", "_network", "_state"},
