@@ -45,10 +45,7 @@ wheels: $(VENV)/.wheels ## build the sdist and a wheel per platform into dist/, 
 	$(python) .ci/build_wheels.py $(ARGS)
 
 # In an environment of its own: nothing of this tree may be in the way of what is installed.
-test-docs: $(VENV)/.docs ## build the documentation's pages into build/docs
-	$(python) -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
-
-wheels: $(VENV)/.wheels ## build, look at and install the wheels, on every Python there is
+test-wheels: $(VENV)/.wheels ## build, look at and install the wheels, on every Python there is
 	@.ci/test-deps wheels
 	$(python) -m pytest --timeout 1500 tests/wheels $(ARGS)
 

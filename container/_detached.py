@@ -17,6 +17,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ _LEAST_LOG = 1 << 16
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 60.0  # seconds until a restart: twice as long each time
 _CALM = 10.0  # seconds that a container has to run for the next restart to be at once
 _LARGEST_MANUAL = 1 << 24
+_DYING = 1.0  # seconds that the kernel may take to close the files of a launcher that is gone
 _END = 60.0  # seconds that a launcher may take to end after its container
 _AFTER = "import sys; sys.path.append(sys.argv[1]); from container._after import main; main()"
 
@@ -258,7 +260,9 @@ class _Maker:
     def _forget(self) -> None:
         self.launcher.end()
         with suppress(ContainerNotFoundError), self.manager.locked(self.id) as (top, directory):
-            remove_directory(top, self.id, directory)
+            # Who ended ours may have removed it too, and somebody else have taken the id since.
+            if not is_owned(directory):
+                remove_directory(top, self.id, directory)
 
     def _enter_scope(self) -> None:
         """Out of the unit of the caller, which takes all that is in it along."""
@@ -428,6 +432,8 @@ def find_detached(id: str, manager: StateManager | None = None) -> Detached:
         if not entry.detached:
             raise StateError(f"container {id} is not a detached one: only its caller has it")
         client = _connect(directory) if entry.is_owned else None
+        if client is None and entry.is_owned:
+            entry = read_entry(id, directory)  # it may have ended since: its lock goes first
         if client is not None:
             try:
                 return _meet(client, entry)
@@ -499,7 +505,11 @@ def await_end(child: Child) -> None:
 
 
 def remove_detached(id: str) -> None:
-    """Remove what is left of one that has ended."""
-    manager = StateManager()
-    with suppress(ContainerNotFoundError):
-        manager.delete_state(id)
+    """Remove what is left of one that has ended. Who has the id by now is another."""
+    with suppress(ContainerNotFoundError), StateManager().locked(id) as (top, directory):
+        deadline = time.monotonic() + _DYING
+        while is_owned(directory):  # a killed launcher's files are closed in no order
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
+        remove_directory(top, id, directory)

@@ -37,6 +37,7 @@ from container._launcher import (
 )
 from container._plan import Plan, attribute_flags, explain, plan_process
 from container._process import CaptureLimits, Conversation, ExecProcess, TextMode
+from container._seccomp._compiler import NEW_LISTENER
 from container._streams import Stdio, open_process_stdio
 from container._tree import end_tree
 
@@ -220,7 +221,8 @@ def _member_flags(base: Base, joined: int) -> StartFlag:
     # more (csrc/exec.c).
     if base.flags & StartFlag.LEASE and not joined & NAMESPACE_FLAGS["time"]:
         flags |= StartFlag.SHARE_MEMORY
-    if base.filter_lets_wait and flags & StartFlag.NO_NEW_PRIVS and not base.handled_access:
+    asks = base.filter_flags & NEW_LISTENER  # and gives its listener away at the end
+    if base.filter_lets_wait and flags & StartFlag.NO_NEW_PRIVS and not base.handled_access | asks:
         flags |= StartFlag.FILTER_AHEAD
     return flags
 

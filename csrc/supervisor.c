@@ -80,15 +80,24 @@ void handle_claim(size_t size)
     answer(REPORT_CLAIMED, STEP_REQUEST, size == sizeof(uint32_t) ? take_claim() : -EINVAL);
 }
 
-/* The directory goes with us, if it is to: what lies in it beside these is not ours. */
-void leave_claim(void)
+/* What lies in the directory beside these is not ours. */
+static void remove_directory(void)
 {
     static const char *const NAMES[] = {"socket", "log.1", "log", "ending", "state.json", "lock"};
-    if (!is_claimed() || own.stage != STAGE_OVER || (own.detach.flags & DETACH_REMOVE) == 0)
-        return;
     for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0]; i++)
         (void)sys(__NR_unlinkat, own.directory, NAMES[i], 0); /* it may lack, prune() comes along */
     (void)sys(__NR_unlinkat, own.top, own.name, AT_REMOVEDIR); /* as above */
+}
+
+/* The directory goes with us, if it is to. The lock is free before our sockets are closed: who
+ * finds them so knows that nobody has it any more. An exit alone closes in no order. */
+void leave_claim(void)
+{
+    if (!is_claimed())
+        return;
+    if (own.stage == STAGE_OVER && own.detach.flags & DETACH_REMOVE)
+        remove_directory();
+    (void)close_fd(own.lock);
 }
 
 /* Detached --------------------------------------------------------------------------------------*/
@@ -213,6 +222,8 @@ void handle_detach(size_t size)
         result = -ESRCH; /* it ended meanwhile */
     if (result == 0 && (!is_claimed() || own.stage == STAGE_RUNNING || own.stage == STAGE_OVER))
         result = -EINVAL;
+    if (result == 0 && own.stopping)
+        result = -ESRCH; /* while it was being started again */
     if (result == 0)
         result = detach_main(detach, container);
     answer(REPORT_DETACHED, STEP_REQUEST, result);

@@ -45,6 +45,8 @@ from container import (
     _detached,
     _launcher,
 )
+from container._launcher import Child
+from container._plan import Plan
 
 pytestmark = [pytest.mark.needs("userns"), pytest.mark.long]
 
@@ -211,6 +213,23 @@ def test_a_start_that_fails_leaves_nothing(name: str) -> None:
     assert not directory_of(name).exists()
 
 
+def test_a_start_that_fails_leaves_alone_who_has_the_id_by_then(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_child = _detached.start_child
+
+    def lose_to_another(child: Child, plan: Plan) -> None:
+        monkeypatch.setattr(_detached, "start_child", start_child)
+        Container.open(name).destroy()
+        detach(name)
+        start_child(child, plan)
+
+    monkeypatch.setattr(_detached, "start_child", lose_to_another)
+    with pytest.raises(StateError):
+        detach(name)
+    assert Container.open(name).state.state == State.RUNNING
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -307,6 +326,41 @@ def test_a_stop_ends_the_wait_for_another_start(name: str) -> None:
     box.stop(AT_ONCE)
     box.wait(PATIENCE)
     assert wait_until(lambda: not StateManager().load(name).is_owned)
+
+
+def test_a_stop_while_it_is_started_again_is_the_end(name: str) -> None:
+    detach(name, restart="always")
+    supervisor = supervisor_of(name)
+    guest = _detached.find_detached(name).child
+    guest.signal(signal.SIGKILL)
+    starter = None
+
+    def starts() -> bool:
+        nonlocal starter
+        starter = starter_of(supervisor)
+        return starter is not None
+
+    assert wait_until(starts)
+    assert starter is not None
+    os.kill(starter, signal.SIGSTOP)
+    try:
+        guest.stop(signal.SIGKILL)
+        # An answer to this one means that the launcher has read the other.
+        _detached.find_detached(name).child.close()
+    finally:
+        os.kill(starter, signal.SIGCONT)
+    assert wait_until(lambda: not StateManager().load(name).is_owned)
+    guest.close()
+
+
+def starter_of(supervisor: int) -> int | None:
+    """The Python that a launcher has started to start its container again."""
+    for task in Path(f"/proc/{supervisor}/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"container._after" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return int(pid)
+    return None
 
 
 def test_a_start_that_can_not_be_repeated_is_the_end(name: str, fresh_root: Path) -> None:

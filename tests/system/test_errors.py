@@ -334,8 +334,8 @@ def test_a_bad_value_is_named(name: str) -> None:
 
 def test_what_is_not_supported_yet_is_named() -> None:
     with pytest.raises(UnsupportedError) as caught:
-        Config(namespaces=Namespaces(pid=False))
-    assert caught.value.field == "namespaces.pid"
+        Mount("/dev/sda1", "/mnt", "ext4")
+    assert caught.value.field == "type"
 
 
 def test_a_secret_in_the_environment_is_in_no_error() -> None:

@@ -75,8 +75,8 @@ def test_one_command_after_the_other_is_asked_for_on_the_same_channel(box: Conta
         assert process.communicate() == (b"%d\n" % number, b"")
         assert process.returncode == number
     assert len(channels) == 1
-    # But for what is made ahead, which may be there or not.
-    assert abs(len(os.listdir(f"/proc/{launcher_pid()}/fd")) - len(files)) < 8
+    # But for what is made ahead, which may be there or not; of earlier tests some may have gone.
+    assert len(os.listdir(f"/proc/{launcher_pid()}/fd")) - len(files) < 16
 
 
 def test_commands_at_once_have_a_channel_each(box: Container) -> None:
