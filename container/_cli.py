@@ -108,6 +108,7 @@ def _parser() -> _Parser:
     _add_exec(commands)
     _add_stats(commands)
     add_commands(commands)
+    _add_completion(commands)
     _add_network(commands)
     doctor = commands.add_parser(
         "doctor", help="try what this machine allows", description="Try what this machine allows."
@@ -214,7 +215,29 @@ def _add_network(commands: Any) -> None:
     actions.add_parser("prune", help="take away those that no container uses")
 
 
+def _add_completion(commands: Any) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print what a shell needs to complete these commands",
+        description="To be read by the shell at its start: source <(container completion bash).",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=_completion)
+    parser.add_argument("shell", choices=("bash", "zsh"))
+
+
 # The commands ------------------------------------------------------------------------------------
+
+
+def _completion(options: argparse.Namespace) -> int:
+    try:
+        import shtab  # noqa: PLC0415  (of the extra "completion")
+    except ImportError:
+        raise UnsupportedError(
+            "completion needs shtab: pip install 'container[completion]'"
+        ) from None
+    print(shtab.complete(_parser(), options.shell))
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -706,3 +706,28 @@ def test_a_timeout_of_exec_ends_all_that_the_command_started(pid: str) -> None:
 def test_a_process_left_behind_does_not_hold_up_exec(pid: str) -> None:
     done = cli("exec", pid, "--", "sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo ok")
     assert (done.returncode, done.stdout) == (0, "ok\n")
+
+
+def test_a_shell_completes_commands() -> None:
+    script = subprocess.run(
+        [*CLI, "completion", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    ask = "COMP_WORDS=(container do); COMP_CWORD=1; _shtab_container; echo ${COMPREPLY[@]}"
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "doctor\n"
+
+
+def test_completion_without_its_package_is_an_error_of_one_line() -> None:
+    program = (
+        "import sys; sys.modules['shtab'] = None; from container import _cli; sys.exit(_cli.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "completion", "zsh"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert "container[completion]" in done.stderr

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -359,7 +360,9 @@ def test_a_pause_that_meets_the_end_leaves_nothing_and_says_so() -> None:
             box.run(
                 Process(["sh", "-c", f"i=0; while [ $i -lt {delay * 100} ]; do i=$((i+1)); done"])
             )
-            group = cgroup_of(box.pid) if box.pid else None
+            group = None
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended already
+                group = cgroup_of(box.pid) if box.pid else None
             try:
                 box.pause()
                 # What is empty counts as frozen, until the launcher has told of the end.
