@@ -378,6 +378,18 @@ struct container *find_container(uint32_t serial)
 }
 
 /* One whose program runs, or is about to. */
+/* From its first moment on, also between the gate and its program. */
+struct container *find_living(uint32_t serial)
+{
+    for (uint32_t i = 0; i < launcher.highest; i++) {
+        struct container *container = &launcher.containers[i];
+        if (container->phase >= PHASE_STARTING && container->phase <= PHASE_RUNNING &&
+            container->serial == serial)
+            return container;
+    }
+    return NULL;
+}
+
 struct container *find_created(uint32_t serial)
 {
     for (uint32_t i = 0; i < launcher.highest; i++) {

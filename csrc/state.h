@@ -134,6 +134,7 @@ void report_progress(struct container *container, enum report_kind kind);
 struct container *find_slot(void);
 struct container *find_container(uint32_t serial);
 struct container *find_created(uint32_t serial);
+struct container *find_living(uint32_t serial);
 void free_container(struct container *container);
 void forget_container(struct container *container);
 void kill_container(const struct container *container, int signal);

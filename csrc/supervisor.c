@@ -236,8 +236,7 @@ void handle_detach(size_t size)
 
 void describe_main(struct hello *hello, int *ret_fds, uint32_t *ret_count)
 {
-    const struct container *container =
-        own.stage == STAGE_RUNNING ? find_created(own.serial) : NULL;
+    const struct container *container = own.stage == STAGE_RUNNING ? find_living(own.serial) : NULL;
     hello->protocol = own.detach.protocol;
     hello->is_over = own.stage == STAGE_OVER;
     ret_fds[(*ret_count)++] = own.manual;
@@ -389,8 +388,7 @@ void note_after(int pid)
 
 void command_main(enum command_op op, int signal)
 {
-    const struct container *container =
-        own.stage == STAGE_RUNNING ? find_created(own.serial) : NULL;
+    const struct container *container = own.stage == STAGE_RUNNING ? find_living(own.serial) : NULL;
     if (op == COMMAND_STOP)
         own.stopping = 1;
     if (container != NULL && signal > 0)

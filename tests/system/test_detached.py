@@ -230,6 +230,27 @@ def test_a_start_that_fails_leaves_alone_who_has_the_id_by_then(
     assert Container.open(name).state.state == State.RUNNING
 
 
+def test_a_stop_between_the_gate_and_the_program_is_not_forgotten(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_child = _detached.start_child
+
+    def stop_on_the_way(child: Child, plan: Plan) -> None:
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGSTOP)  # it stays where it is
+        child.start()
+        _detached.find_detached(name).child.close()  # the launcher has read that
+        guest = _detached.find_detached(name).child
+        guest.stop(signal.SIGKILL)
+        start_child(child, plan)
+        guest.close()
+
+    monkeypatch.setattr(_detached, "start_child", stop_on_the_way)
+    with pytest.raises(StateError):
+        detach(name)
+    assert not directory_of(name).exists()
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
