@@ -59,6 +59,8 @@ static void rotate(void)
 static void store(const uint8_t *bytes, size_t size)
 {
     long written;
+    if (size > logs.most / 2) /* of a log that is not to be kept */
+        return;
     if (logs.file <= 0 || logs.size + size > logs.most / 2)
         rotate();
     if (logs.file <= 0)
@@ -74,8 +76,7 @@ static void store(const uint8_t *bytes, size_t size)
 static long copy_piece(uint32_t number)
 {
     struct log_record *head = (struct log_record *)launcher.buffer;
-    size_t room = PIECE_SIZE < logs.most / 2 ? PIECE_SIZE : logs.most / 2;
-    long size = sys(__NR_read, logs.sources[number], head + 1, room - sizeof *head);
+    long size = sys(__NR_read, logs.sources[number], head + 1, PIECE_SIZE - sizeof *head);
     if (size == -EAGAIN || size == -EINTR)
         return 0;
     if (size <= 0)

@@ -301,6 +301,14 @@ def test_what_its_terminal_shows_is_its_log(name: str) -> None:
 # Life ---------------------------------------------------------------------------------------------
 
 
+def test_without_a_log_a_terminal_floods_nothing(name: str) -> None:
+    flood = Process(["sh", "-c", "head -c 1000000 /dev/zero && exit 3"], tty=True)
+    detach(name, flood, log_size=0)
+    box = Container.open(name)
+    assert box.wait(PATIENCE) == 3
+    assert (directory_of(name) / "log").stat().st_size == 0
+
+
 def test_with_auto_remove_nothing_is_left_of_its_end(name: str) -> None:
     detach(name, auto_remove=True)
     box = Container.open(name)
